@@ -1,0 +1,1 @@
+"""One technology per module: the real implementations of ``trading.ports``."""

@@ -1,0 +1,1 @@
+"""Pure trading vocabulary: no I/O, no clock, no float, standard library only."""

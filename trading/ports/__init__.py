@@ -1,0 +1,1 @@
+"""What the rooms need from the world, as Protocols. Nothing here does anything."""

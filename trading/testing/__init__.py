@@ -1,0 +1,1 @@
+"""Shipped fakes: real implementations of the ports for tests and examples, with no hidden bypass."""
