@@ -12,7 +12,14 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import ClassVar, Final
 
-from trading.domain.approvals import Approval, ApprovedOrder, Effect, Epoch, Fate, TradingState
+from trading.domain.approvals import (
+    Approval,
+    ApprovedOrder,
+    Effect,
+    Epoch,
+    Fate,
+    TradingState,
+)
 from trading.domain.denials import RiskDenial
 from trading.domain.fills import Fill
 from trading.domain.identifiers import (

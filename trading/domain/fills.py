@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 
-from trading.domain.identifiers import AccountId, ClientOrderId, Currency, OrderId, TradeId
+from trading.domain.identifiers import (
+    AccountId,
+    ClientOrderId,
+    Currency,
+    OrderId,
+    TradeId,
+)
 from trading.domain.instruments import InstrumentId
 from trading.domain.market_data import Side
 from trading.domain.money import multiply

@@ -23,7 +23,14 @@ from typing import Final
 from trading.domain.approvals import ApprovedOrder, Effect
 from trading.domain.errors import InvalidTransition
 from trading.domain.fills import Fill
-from trading.domain.identifiers import AgentId, ApprovalId, Currency, OrderId, TradeId, VenueOrderId
+from trading.domain.identifiers import (
+    AgentId,
+    ApprovalId,
+    Currency,
+    OrderId,
+    TradeId,
+    VenueOrderId,
+)
 from trading.domain.money import ZERO, add, divide, subtract
 
 
@@ -71,9 +78,13 @@ class OrderTrigger(StrEnum):
 
 S, T = OrderStatus, OrderTrigger
 
-TERMINAL: Final = frozenset({S.DENIED, S.NOT_SENT, S.ABSENT, S.REJECTED, S.FILLED, S.CANCELED, S.EXPIRED})
+TERMINAL: Final = frozenset(
+    {S.DENIED, S.NOT_SENT, S.ABSENT, S.REJECTED, S.FILLED, S.CANCELED, S.EXPIRED}
+)
 #: Resting or about to rest at the venue, as far as we know.
-WORKING: Final = frozenset({S.ACCEPTED, S.TRIGGERED, S.PENDING_UPDATE, S.PENDING_CANCEL, S.PARTIALLY_FILLED})
+WORKING: Final = frozenset(
+    {S.ACCEPTED, S.TRIGGERED, S.PENDING_UPDATE, S.PENDING_CANCEL, S.PARTIALLY_FILLED}
+)
 #: May be alive at the venue: everything sent that is not known to be over.
 POSSIBLY_LIVE: Final = WORKING | {S.SUBMITTED, S.UNKNOWN}
 
@@ -86,7 +97,10 @@ TRANSITIONS: Final[dict[tuple[OrderStatus, OrderTrigger], OrderStatus]] = {
     (S.SUBMITTED, T.ACCEPT): S.ACCEPTED,
     (S.SUBMITTED, T.REJECT): S.REJECTED,
     (S.SUBMITTED, T.LOSE): S.UNKNOWN,
-    (S.SUBMITTED, T.CANCEL): S.CANCELED,  # IOC and FOK remainders at venues that never say accepted
+    (
+        S.SUBMITTED,
+        T.CANCEL,
+    ): S.CANCELED,  # IOC and FOK remainders at venues that never say accepted
     (S.SUBMITTED, T.EXPIRE): S.EXPIRED,
     (S.SUBMITTED, T.FILL_PARTLY): S.PARTIALLY_FILLED,
     (S.SUBMITTED, T.FILL): S.FILLED,
@@ -122,7 +136,10 @@ TRANSITIONS: Final[dict[tuple[OrderStatus, OrderTrigger], OrderStatus]] = {
     (S.PENDING_CANCEL, T.REFUSE_CANCEL): S.ACCEPTED,
     (S.PENDING_CANCEL, T.CANCEL): S.CANCELED,
     (S.PENDING_CANCEL, T.EXPIRE): S.EXPIRED,
-    (S.PENDING_CANCEL, T.FILL_PARTLY): S.PENDING_CANCEL,  # the cancel is still on its way
+    (
+        S.PENDING_CANCEL,
+        T.FILL_PARTLY,
+    ): S.PENDING_CANCEL,  # the cancel is still on its way
     (S.PENDING_CANCEL, T.FILL): S.FILLED,
     (S.PARTIALLY_FILLED, T.TRIGGER): S.PARTIALLY_FILLED,
     (S.PARTIALLY_FILLED, T.REQUEST_UPDATE): S.PENDING_UPDATE,
@@ -198,7 +215,12 @@ class Order:
         return divide(self.filled_notional, self.filled) if self.filled else None
 
     def move(
-        self, trigger: OrderTrigger, *, now_ms: int, venue_order_id: VenueOrderId | None = None, reason: str = ""
+        self,
+        trigger: OrderTrigger,
+        *,
+        now_ms: int,
+        venue_order_id: VenueOrderId | None = None,
+        reason: str = "",
     ) -> Order:
         """Return the order after a trigger other than a fill.
 
@@ -225,7 +247,9 @@ class Order:
             return self, None
         filled = add(self.filled, fill.quantity)
         complete = filled >= self.terms.quantity
-        status = next_status(self.status, OrderTrigger.FILL if complete else OrderTrigger.FILL_PARTLY)
+        status = next_status(
+            self.status, OrderTrigger.FILL if complete else OrderTrigger.FILL_PARTLY
+        )
         alarm = None
         if filled > self.terms.quantity:
             alarm = OrderAlarm.OVERFILL

@@ -48,7 +48,9 @@ class PortfolioSnapshot:
     positions: Mapping[InstrumentId, Position]
     open_orders: tuple[Order, ...]
 
-    def equity(self, quote: Currency, marks: Mapping[Currency, Decimal]) -> Decimal | None:
+    def equity(
+        self, quote: Currency, marks: Mapping[Currency, Decimal]
+    ) -> Decimal | None:
         """Return the account's worth in ``quote``; None when a held currency has no mark.
 
         Args:

@@ -17,7 +17,15 @@ from trading.domain.fills import Fill
 from trading.domain.identifiers import AccountId, Currency
 from trading.domain.instruments import InstrumentId
 from trading.domain.market_data import Side
-from trading.domain.money import MAX_SCALE, ZERO, add, divide, multiply, quantize_nearest, subtract
+from trading.domain.money import (
+    MAX_SCALE,
+    ZERO,
+    add,
+    divide,
+    multiply,
+    quantize_nearest,
+    subtract,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +59,9 @@ class Position:
 
     def net(self, mark: Decimal) -> Decimal:
         """Return realized plus unrealized minus fees paid in quote."""
-        return subtract(add(self.realized, self.unrealized(mark)), self.fees.get(self.quote, ZERO))
+        return subtract(
+            add(self.realized, self.unrealized(mark)), self.fees.get(self.quote, ZERO)
+        )
 
     def apply(self, fill: Fill) -> Position:
         """Return the position after a fill. The caller applies each trade id once."""
@@ -73,7 +83,9 @@ class Position:
         """Close ``signed`` base (opposite in sign to the position, at most all of it) at ``price``."""
         share = self.cost
         if -signed != self.quantity:
-            share = quantize_nearest(divide(multiply(self.cost, -signed), self.quantity), MAX_SCALE)
+            share = quantize_nearest(
+                divide(multiply(self.cost, -signed), self.quantity), MAX_SCALE
+            )
         return replace(
             self,
             quantity=add(self.quantity, signed),
@@ -85,7 +97,9 @@ class Position:
         if not fee:
             return self
         fees = {**self.fees, currency: add(self.fees.get(currency, ZERO), fee)}
-        quantity = subtract(self.quantity, fee) if currency == self.base else self.quantity
+        quantity = (
+            subtract(self.quantity, fee) if currency == self.base else self.quantity
+        )
         return replace(self, fees=fees, quantity=quantity)
 
 

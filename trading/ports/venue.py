@@ -10,7 +10,13 @@ from typing import Protocol
 
 from trading.domain.approvals import ApprovedOrder
 from trading.domain.fills import Liquidity
-from trading.domain.identifiers import ClientOrderId, Currency, TradeId, Venue, VenueOrderId
+from trading.domain.identifiers import (
+    ClientOrderId,
+    Currency,
+    TradeId,
+    Venue,
+    VenueOrderId,
+)
 from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import Side
 from trading.domain.portfolio import Balance
