@@ -130,7 +130,7 @@ def decode_event(event_type: str, payload: bytes | str) -> DomainEvent:
     kind = EVENT_TYPES.get(event_type)
     if kind is None:
         raise InvalidValue(f"unknown event type {event_type[:64]!r}", code="UNKNOWN_EVENT")
-    return decode(cast("type[DomainEvent]", kind), payload)
+    return decode(kind, payload)
 
 
 def encode_envelope(event: EventEnvelope) -> bytes:
@@ -164,7 +164,7 @@ def decode_envelope(data: bytes | str) -> EventEnvelope:
             seq=int(raw["seq"]),
             timestamp_ms=int(raw["timestamp"]),
             source_service=str(raw["source_service"]),
-            payload=decode_data(cast("type[DomainEvent]", kind), raw["payload"]),
+            payload=decode_data(kind, raw["payload"]),
             metadata=decode_data(EventMetadata, raw["metadata"]),
         )
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar, cast
 
 from pydantic import (
     BaseModel,
@@ -68,11 +68,7 @@ class DeskHome:
     def config_file(self) -> Path:
         """``$GREKKO_CONFIG`` or config.toml in the home."""
         explicit = os.environ.get("GREKKO_CONFIG")
-        return (
-            Path(explicit).expanduser().absolute()
-            if explicit
-            else self.path / "config.toml"
-        )
+        return Path(explicit).expanduser().absolute() if explicit else self.path / "config.toml"
 
     @property
     def public_keys(self) -> Path:
@@ -159,11 +155,7 @@ def check_private(path: Path) -> None:
         ConfigurationError: group or others have any permission, or another user owns it.
     """
     status = path.lstat()
-    if (
-        stat.S_ISLNK(status.st_mode)
-        or status.st_uid != os.getuid()
-        or stat.S_IMODE(status.st_mode) & 0o077
-    ):
+    if stat.S_ISLNK(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise ConfigurationError(
             f"{path} must belong to this user and be closed to everybody else",
             code="LOOSE_PERMISSIONS",
@@ -186,11 +178,9 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def _symbols(value: object) -> object:
-    return (
-        tuple(parse_symbol(str(item)) for item in value)
-        if isinstance(value, (list, tuple))
-        else value
-    )  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  -- untyped input
+    if not isinstance(value, (list, tuple)):
+        return value
+    return tuple(parse_symbol(str(item)) for item in cast("list[object]", value))
 
 
 class SectionModel(BaseModel):
@@ -216,18 +206,12 @@ class DeskSettings(BaseSettings):
     account_id: AccountId = AccountId("paper-main")
     home: Path = Field(default_factory=default_home)
     redis_url: SecretStr | None = Field(default=None, validation_alias="REDIS_URL")
-    database_url: SecretStr | None = Field(
-        default=None, validation_alias="DATABASE_URL"
-    )
+    database_url: SecretStr | None = Field(default=None, validation_alias="DATABASE_URL")
     venue: Venue = Venue("paper")
     market_venue: Venue = Venue("binance")
-    symbols: Annotated[tuple[Symbol, ...], BeforeValidator(_symbols)] = (
-        Symbol("BTC/USDT"),
-    )
+    symbols: Annotated[tuple[Symbol, ...], BeforeValidator(_symbols)] = (Symbol("BTC/USDT"),)
     quote: Currency = Currency("USDT")
-    opening_balances: dict[Currency, Decimal] = Field(
-        default={Currency("USDT"): Decimal(100_000)}
-    )
+    opening_balances: dict[Currency, Decimal] = Field(default={Currency("USDT"): Decimal(100_000)})
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -238,11 +222,11 @@ class DeskSettings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003  the base class names them
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Let the environment win over the file, whose values arrive as init arguments."""
         return env_settings, init_settings
@@ -270,20 +254,10 @@ def load_settings() -> DeskSettings:
         ConfigurationError: unreadable file, unknown key or illegal value; the message names it.
     """
     data = read_config(DeskHome(default_home()).config_file)
-    unknown = [
-        key
-        for key, value in data.items()
-        if isinstance(value, Mapping) and key not in _TABLES
-    ]
+    unknown = [key for key, value in data.items() if isinstance(value, Mapping) and key not in _TABLES]
     if unknown:
-        raise ConfigurationError(
-            f"unknown section [{unknown[0]}] in the config file", allowed=SECTIONS
-        )
-    desk = {
-        key: value
-        for key, value in data.items()
-        if key not in SECTIONS and key != "venues"
-    }
+        raise ConfigurationError(f"unknown section [{unknown[0]}] in the config file", allowed=SECTIONS)
+    desk = {key: value for key, value in data.items() if key not in SECTIONS and key != "venues"}
     try:
         return DeskSettings(**desk)
     except (ValidationError, ValueError) as error:
@@ -326,8 +300,6 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _explain(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors(
-            include_url=False, include_input=False, include_context=False
-        )[0]
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
     return str(error)

@@ -102,9 +102,7 @@ class AccountBook:
             case OrderFilled(fill=fill):
                 return self._fill(fill, now_ms)
             case AccountFunded(account_id=self.account_id):
-                self.totals[event.currency] = add(
-                    self.totals.get(event.currency, ZERO), event.amount
-                )
+                self.totals[event.currency] = add(self.totals.get(event.currency, ZERO), event.amount)
             case _:
                 move = _move_of(event)
                 if move is not None:
@@ -118,12 +116,8 @@ class AccountBook:
             base, quote = self._currencies(order.terms.instrument_id)
             if order.terms.side is Side.SELL:
                 locked[base] = add(locked.get(base, ZERO), order.leaves)
-            elif (
-                price := order.terms.limit_price or order.terms.stop_price
-            ) is not None:
-                locked[quote] = add(
-                    locked.get(quote, ZERO), multiply(order.leaves, price)
-                )
+            elif (price := order.terms.limit_price or order.terms.stop_price) is not None:
+                locked[quote] = add(locked.get(quote, ZERO), multiply(order.leaves, price))
         return locked
 
     def snapshot(self, *, now_ms: int, ledger_seq: int) -> PortfolioSnapshot:
@@ -133,10 +127,7 @@ class AccountBook:
             account_id=self.account_id,
             as_of_ms=now_ms,
             ledger_seq=ledger_seq,
-            balances={
-                c: Balance(total, locked.get(c, ZERO))
-                for c, total in self.totals.items()
-            },
+            balances={c: Balance(total, locked.get(c, ZERO)) for c, total in self.totals.items()},
             positions=dict(self.positions),
             open_orders=tuple(self.open_orders.values()),
         )
@@ -165,11 +156,7 @@ class AccountBook:
     ) -> None:
         order = self.order(order_id)
         if order is not None:
-            self._put(
-                order.move(
-                    trigger, now_ms=now_ms, venue_order_id=venue_id, reason=reason
-                )
-            )
+            self._put(order.move(trigger, now_ms=now_ms, venue_order_id=venue_id, reason=reason))
 
     def _fill(self, fill: Fill, now_ms: int) -> OrderAlarm | None:
         if fill.account_id != self.account_id:
@@ -177,17 +164,13 @@ class AccountBook:
         alarm = None
         order = self.order(fill.order_id)
         if order is None:
-            alarm = (
-                OrderAlarm.FILL_AFTER_END
-            )  # finished so long ago that it left memory; the money still moved
+            alarm = OrderAlarm.FILL_AFTER_END  # finished so long ago that it left memory; the money still moved
         else:
             if fill.trade_id in order.trade_ids:
                 return None
             moved, alarm = order.fill(fill, now_ms=now_ms)
             self._put(moved)
-        self.positions[fill.instrument_id] = self.position(fill.instrument_id).apply(
-            fill
-        )
+        self.positions[fill.instrument_id] = self.position(fill.instrument_id).apply(fill)
         base, quote = self._currencies(fill.instrument_id)
         sign = fill.side.sign
         self._credit(base, multiply(fill.quantity, Decimal(sign)))
@@ -203,9 +186,7 @@ def split_symbol(instrument_id: InstrumentId) -> tuple[Currency, Currency]:
     """Return (base, quote) of a unified spot symbol."""
     base, slash, quote = instrument_id.symbol.partition("/")
     if not slash:
-        raise InvalidValue(
-            f"{instrument_id.symbol!r} is not BASE/QUOTE", code="INVALID_SYMBOL"
-        )
+        raise InvalidValue(f"{instrument_id.symbol!r} is not BASE/QUOTE", code="INVALID_SYMBOL")
     return Currency(base), Currency(quote)
 
 

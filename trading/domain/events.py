@@ -1,8 +1,9 @@
 """Everything that can happen on a desk: a closed union of facts.
 
 Types are dotted and in the past tense. Each fact has one writing room: the coordinator writes ``agent``,
-``proposal``, ``vote`` and ``decision`` events; risk writes ``risk``, ``reservation``, ``limits`` and ``breaker``; execution
-writes ``order``, ``approval``, ``account`` and ``reconciliation``. Every room may write ``service``, ``audit`` and ``alarm``.
+``proposal``, ``vote`` and ``decision`` events; risk writes ``risk``, ``reservation``, ``limits`` and ``breaker``;
+execution writes ``order``, ``approval``, ``account`` and ``reconciliation``. Every room may write ``service``,
+``audit`` and ``alarm``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from trading.domain.identifiers import (
     KeyId,
     OrderId,
     ProposalId,
-    RequestId,
     VenueOrderId,
 )
 from trading.domain.voting import Choice, Outcome, Role, Tally

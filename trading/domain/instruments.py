@@ -50,9 +50,7 @@ class Instrument:
 
     def __post_init__(self) -> None:
         if self.price_tick <= 0 or self.quantity_step <= 0:
-            raise InvalidValue(
-                f"{self.id}: tick and step must be positive", code="INVALID_INSTRUMENT"
-            )
+            raise InvalidValue(f"{self.id}: tick and step must be positive", code="INVALID_INSTRUMENT")
 
     @property
     def symbol(self) -> Symbol:
@@ -88,9 +86,7 @@ class Instrument:
         """Return the least quantity (base) the venue takes at ``price``: step, minimum and minimum notional."""
         least = max(self.quantity_min, self.quantity_step)
         if self.notional_min > 0:
-            least = max(
-                least, round_up_ratio(self.notional_min, price, self.quantity_step)
-            )
+            least = max(least, round_up_ratio(self.notional_min, price, self.quantity_step))
         return round_up(least, self.quantity_step)
 
     def notional(self, quantity: Decimal, price: Decimal) -> Decimal:

@@ -101,11 +101,7 @@ class OrderBook:
     @property
     def is_two_sided(self) -> bool:
         """Whether both sides exist and are not crossed or locked; only such a book may price an order."""
-        return (
-            bool(self.bids)
-            and bool(self.asks)
-            and self.bids[0].price < self.asks[0].price
-        )
+        return bool(self.bids) and bool(self.asks) and self.bids[0].price < self.asks[0].price
 
     @property
     def mid(self) -> Decimal | None:
@@ -120,9 +116,7 @@ class OrderBook:
         mid = self.mid
         if mid is None:
             return None
-        return multiply(
-            divide(subtract(self.asks[0].price, self.bids[0].price), mid), BPS
-        )
+        return multiply(divide(subtract(self.asks[0].price, self.bids[0].price), mid), BPS)
 
     def age_ms(self, now_ms: int) -> int:
         """Return milliseconds since the market room published this; never negative.
@@ -132,9 +126,7 @@ class OrderBook:
         """
         return max(0, now_ms - self.published_ts_ms)
 
-    def walk(
-        self, side: Side, quantity: Decimal, *, limit_price: Decimal | None = None
-    ) -> WalkedBook:
+    def walk(self, side: Side, quantity: Decimal, *, limit_price: Decimal | None = None) -> WalkedBook:
         """Return what an aggressive order would get from this book.
 
         Args:
@@ -160,9 +152,7 @@ def walk_levels(
     """Take ``quantity`` (base, > 0) from ``levels`` (best first) without passing ``limit_price``."""
     remaining, notional, worst = quantity, ZERO, None
     for price, available in levels:
-        if remaining <= 0 or (
-            limit_price is not None and is_worse(price, limit_price, side)
-        ):
+        if remaining <= 0 or (limit_price is not None and is_worse(price, limit_price, side)):
             break
         taken = min(remaining, available)
         notional = add(notional, multiply(taken, price))

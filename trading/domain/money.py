@@ -37,9 +37,7 @@ MAX_MAGNITUDE: Final = Decimal(10) ** 24
 _MAX_TEXT: Final = 64  # characters
 
 #: Exact or an exception.
-EXACT: Final = Context(
-    prec=96, traps=[Inexact, InvalidOperation, Overflow, DivisionByZero]
-)
+EXACT: Final = Context(prec=96, traps=[Inexact, InvalidOperation, Overflow, DivisionByZero])
 #: For ratios and averages that have no finite expansion; never used on money that must be conserved.
 RATIO: Final = Context(
     prec=34,
@@ -60,15 +58,11 @@ def parse_decimal(text: str, *, what: str = "value") -> Decimal:
         InvalidValue: not a number, NaN, infinite, more than 18 fractional digits, or 10**24 and more.
     """
     if len(text) > _MAX_TEXT or "_" in text or text != text.strip():
-        raise InvalidValue(
-            f"{what} is not a plain decimal number", code="INVALID_NUMBER"
-        )
+        raise InvalidValue(f"{what} is not a plain decimal number", code="INVALID_NUMBER")
     try:
         value = Decimal(text)
     except DecimalException as error:
-        raise InvalidValue(
-            f"{what} is not a decimal number", code="INVALID_NUMBER"
-        ) from error
+        raise InvalidValue(f"{what} is not a decimal number", code="INVALID_NUMBER") from error
     return check_decimal(value, what=what)
 
 
@@ -82,9 +76,7 @@ def check_decimal(value: Decimal, *, what: str = "value") -> Decimal:
         raise InvalidValue(f"{what} must be a finite number", code="INVALID_NUMBER")
     exponent = value.as_tuple().exponent
     if isinstance(exponent, int) and exponent < -MAX_SCALE:
-        raise InvalidValue(
-            f"{what} has more than {MAX_SCALE} fractional digits", code="INVALID_NUMBER"
-        )
+        raise InvalidValue(f"{what} has more than {MAX_SCALE} fractional digits", code="INVALID_NUMBER")
     if abs(value) >= MAX_MAGNITUDE:
         raise InvalidValue(f"{what} is out of range", code="INVALID_NUMBER")
     return value
@@ -151,16 +143,12 @@ def _round_to(value: Decimal, step: Decimal, rounding: str) -> Decimal:
 
 def quantize_down(value: Decimal, scale: int) -> Decimal:
     """Return ``value`` cut to ``scale`` fractional digits, toward zero."""
-    return value.quantize(
-        Decimal(1).scaleb(-scale), rounding=ROUND_DOWN, context=_LOOSE
-    )
+    return value.quantize(Decimal(1).scaleb(-scale), rounding=ROUND_DOWN, context=_LOOSE)
 
 
 def quantize_nearest(value: Decimal, scale: int) -> Decimal:
     """Return ``value`` rounded to ``scale`` fractional digits, half to even."""
-    return value.quantize(
-        Decimal(1).scaleb(-scale), rounding=ROUND_HALF_EVEN, context=_LOOSE
-    )
+    return value.quantize(Decimal(1).scaleb(-scale), rounding=ROUND_HALF_EVEN, context=_LOOSE)
 
 
 def bps_of(value: Decimal, bps: Decimal) -> Decimal:
@@ -170,6 +158,4 @@ def bps_of(value: Decimal, bps: Decimal) -> Decimal:
 
 def difference_bps(value: Decimal, reference: Decimal) -> Decimal:
     """Return how far ``value`` lies above ``reference`` (> 0) in basis points; negative when below."""
-    return RATIO.multiply(
-        RATIO.divide(EXACT.subtract(value, reference), reference), BPS
-    )
+    return RATIO.multiply(RATIO.divide(EXACT.subtract(value, reference), reference), BPS)

@@ -78,13 +78,9 @@ class OrderTrigger(StrEnum):
 
 S, T = OrderStatus, OrderTrigger
 
-TERMINAL: Final = frozenset(
-    {S.DENIED, S.NOT_SENT, S.ABSENT, S.REJECTED, S.FILLED, S.CANCELED, S.EXPIRED}
-)
+TERMINAL: Final = frozenset({S.DENIED, S.NOT_SENT, S.ABSENT, S.REJECTED, S.FILLED, S.CANCELED, S.EXPIRED})
 #: Resting or about to rest at the venue, as far as we know.
-WORKING: Final = frozenset(
-    {S.ACCEPTED, S.TRIGGERED, S.PENDING_UPDATE, S.PENDING_CANCEL, S.PARTIALLY_FILLED}
-)
+WORKING: Final = frozenset({S.ACCEPTED, S.TRIGGERED, S.PENDING_UPDATE, S.PENDING_CANCEL, S.PARTIALLY_FILLED})
 #: May be alive at the venue: everything sent that is not known to be over.
 POSSIBLY_LIVE: Final = WORKING | {S.SUBMITTED, S.UNKNOWN}
 
@@ -247,9 +243,7 @@ class Order:
             return self, None
         filled = add(self.filled, fill.quantity)
         complete = filled >= self.terms.quantity
-        status = next_status(
-            self.status, OrderTrigger.FILL if complete else OrderTrigger.FILL_PARTLY
-        )
+        status = next_status(self.status, OrderTrigger.FILL if complete else OrderTrigger.FILL_PARTLY)
         alarm = None
         if filled > self.terms.quantity:
             alarm = OrderAlarm.OVERFILL

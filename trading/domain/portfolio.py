@@ -48,9 +48,7 @@ class PortfolioSnapshot:
     positions: Mapping[InstrumentId, Position]
     open_orders: tuple[Order, ...]
 
-    def equity(
-        self, quote: Currency, marks: Mapping[Currency, Decimal]
-    ) -> Decimal | None:
+    def equity(self, quote: Currency, marks: Mapping[Currency, Decimal]) -> Decimal | None:
         """Return the account's worth in ``quote``; None when a held currency has no mark.
 
         Args:

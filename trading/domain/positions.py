@@ -59,9 +59,7 @@ class Position:
 
     def net(self, mark: Decimal) -> Decimal:
         """Return realized plus unrealized minus fees paid in quote."""
-        return subtract(
-            add(self.realized, self.unrealized(mark)), self.fees.get(self.quote, ZERO)
-        )
+        return subtract(add(self.realized, self.unrealized(mark)), self.fees.get(self.quote, ZERO))
 
     def apply(self, fill: Fill) -> Position:
         """Return the position after a fill. The caller applies each trade id once."""
@@ -83,9 +81,7 @@ class Position:
         """Close ``signed`` base (opposite in sign to the position, at most all of it) at ``price``."""
         share = self.cost
         if -signed != self.quantity:
-            share = quantize_nearest(
-                divide(multiply(self.cost, -signed), self.quantity), MAX_SCALE
-            )
+            share = quantize_nearest(divide(multiply(self.cost, -signed), self.quantity), MAX_SCALE)
         return replace(
             self,
             quantity=add(self.quantity, signed),
@@ -97,9 +93,7 @@ class Position:
         if not fee:
             return self
         fees = {**self.fees, currency: add(self.fees.get(currency, ZERO), fee)}
-        quantity = (
-            subtract(self.quantity, fee) if currency == self.base else self.quantity
-        )
+        quantity = subtract(self.quantity, fee) if currency == self.base else self.quantity
         return replace(self, fees=fees, quantity=quantity)
 
 

@@ -72,9 +72,7 @@ class OrderIntent:
 
     def __post_init__(self) -> None:
         if self.quantity <= 0:
-            raise InvalidValue(
-                "quantity must be greater than zero", code="INVALID_QUANTITY"
-            )
+            raise InvalidValue("quantity must be greater than zero", code="INVALID_QUANTITY")
         needs_limit = self.order_type in (OrderType.LIMIT, OrderType.STOP_LIMIT)
         needs_stop = self.order_type in (OrderType.STOP, OrderType.STOP_LIMIT)
         if needs_limit != (self.limit_price is not None):
@@ -92,13 +90,8 @@ class OrderIntent:
             ("stop_price", self.stop_price),
         ):
             if price is not None and price <= 0:
-                raise InvalidValue(
-                    f"{name} must be greater than zero", code="INVALID_PRICE"
-                )
-        if self.post_only and (
-            self.order_type is not OrderType.LIMIT
-            or self.time_in_force is not TimeInForce.GTC
-        ):
+                raise InvalidValue(f"{name} must be greater than zero", code="INVALID_PRICE")
+        if self.post_only and (self.order_type is not OrderType.LIMIT or self.time_in_force is not TimeInForce.GTC):
             raise InvalidValue(
                 "post_only needs a limit order with time_in_force gtc",
                 code="INVALID_POST_ONLY",
@@ -130,9 +123,7 @@ class TradeProposal:
 
     def __post_init__(self) -> None:
         if len(self.reason) > REASON_MAX:
-            raise InvalidValue(
-                f"reason is longer than {REASON_MAX} characters", code="REASON_TOO_LONG"
-            )
+            raise InvalidValue(f"reason is longer than {REASON_MAX} characters", code="REASON_TOO_LONG")
         if not self.created_ms < self.deadline_ms < self.expires_ms:
             raise InvalidValue(
                 "created, deadline and expiry must be in that order",

@@ -57,9 +57,7 @@ def to_quantity(
                     "risk_percent_to_stop needs a stop_price that differs from the price",
                     code="STOP_PRICE_NEEDED",
                 )
-            return instrument.quantity_floor(
-                divide(_share(amount, equity), abs(subtract(price, stop_price)))
-            )
+            return instrument.quantity_floor(divide(_share(amount, equity), abs(subtract(price, stop_price))))
 
 
 def _share(percent: Decimal, equity: Decimal | None) -> Decimal:

@@ -69,15 +69,11 @@ class Roster:
 
     def __post_init__(self) -> None:
         if len({member.agent_id for member in self.members}) != len(self.members):
-            raise InvalidValue(
-                "an agent is listed twice in the roster", code="INVALID_ROSTER"
-            )
+            raise InvalidValue("an agent is listed twice in the roster", code="INVALID_ROSTER")
 
     def member(self, agent_id: AgentId) -> RosterMember | None:
         """Return the member with that id, or None."""
-        return next(
-            (member for member in self.members if member.agent_id == agent_id), None
-        )
+        return next((member for member in self.members if member.agent_id == agent_id), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,14 +106,8 @@ class QuorumPolicy:
     require_risk_consent: bool = True
 
     def __post_init__(self) -> None:
-        if (
-            not 0 < self.threshold_numerator <= self.threshold_denominator
-            or self.min_yes < 1
-            or self.quorum < 1
-        ):
-            raise InvalidValue(
-                "the voting threshold must lie in (0, 1]", code="INVALID_QUORUM_POLICY"
-            )
+        if not 0 < self.threshold_numerator <= self.threshold_denominator or self.min_yes < 1 or self.quorum < 1:
+            raise InvalidValue("the voting threshold must lie in (0, 1]", code="INVALID_QUORUM_POLICY")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,9 +155,7 @@ class Decision:
     expires_ms: int
 
 
-def tally(
-    policy: QuorumPolicy, roster: Roster, trade_class: TradeClass, votes: Iterable[Vote]
-) -> Tally:
+def tally(policy: QuorumPolicy, roster: Roster, trade_class: TradeClass, votes: Iterable[Vote]) -> Tally:
     """Count verified votes.
 
     Args:
@@ -184,22 +172,13 @@ def tally(
         if roster.member(vote.agent_id) is not None:
             ballots.setdefault(vote.agent_id, vote.choice)
     counted = list(ballots.values())
-    yes, no, abstain = (
-        counted.count(choice) for choice in (Choice.YES, Choice.NO, Choice.ABSTAIN)
-    )
+    yes, no, abstain = (counted.count(choice) for choice in (Choice.YES, Choice.NO, Choice.ABSTAIN))
     eligible = len(roster.members)
-    min_yes = (
-        policy.min_yes_large if trade_class is TradeClass.LARGE else policy.min_yes
-    )
-    consent = any(
-        m.role is Role.RISK and ballots.get(m.agent_id) is Choice.YES
-        for m in roster.members
-    )
+    min_yes = policy.min_yes_large if trade_class is TradeClass.LARGE else policy.min_yes
+    consent = any(m.role is Role.RISK and ballots.get(m.agent_id) is Choice.YES for m in roster.members)
 
     reasons: list[str] = []
-    if policy.threshold_denominator * yes < policy.threshold_numerator * (
-        eligible - abstain
-    ):
+    if policy.threshold_denominator * yes < policy.threshold_numerator * (eligible - abstain):
         reasons.append("THRESHOLD_NOT_REACHED")
     if yes < min_yes:
         reasons.append("TOO_FEW_YES")
