@@ -1,0 +1,1 @@
+"""The ledger on SQLite and PostgreSQL: one writer per room, everybody else reads."""
