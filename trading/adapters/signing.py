@@ -99,9 +99,7 @@ class Envelope:
             IndexError,
             TypeError,
         ) as error:
-            raise SignatureRefused(
-                "the envelope is malformed", code="ENVELOPE_MALFORMED"
-            ) from error
+            raise SignatureRefused("the envelope is malformed", code="ENVELOPE_MALFORMED") from error
         return envelope
 
 
@@ -113,9 +111,7 @@ class Ed25519Verifier:
     """
 
     def __init__(self, keys: Mapping[KeyId, str]) -> None:
-        self._keys = {
-            key_id: VerifyKey(bytes.fromhex(key)) for key_id, key in keys.items()
-        }
+        self._keys = {key_id: VerifyKey(bytes.fromhex(key)) for key_id, key in keys.items()}
 
     @classmethod
     def of(cls, *public_keys_hex: str) -> Ed25519Verifier:
@@ -135,9 +131,7 @@ class Ed25519Verifier:
 
 def seal(payload: bytes, payload_type: str, signer: Signer) -> Envelope:
     """Sign a payload and put it in an envelope."""
-    return Envelope(
-        payload, payload_type, signer.key_id, signer.sign(pae(payload_type, payload))
-    )
+    return Envelope(payload, payload_type, signer.key_id, signer.sign(pae(payload_type, payload)))
 
 
 def open_envelope(text: str, verifier: Verifier, payload_type: str) -> bytes:

@@ -46,9 +46,7 @@ class Ed25519Signer:
         return f"Ed25519Signer({self._id})"
 
 
-def create_key(
-    path: Path, purpose: str, *, public_path: Path | None = None
-) -> Ed25519Signer:
+def create_key(path: Path, purpose: str, *, public_path: Path | None = None) -> Ed25519Signer:
     """Make a key, write it to a file of mode 0600 and, if asked, its public half beside the others.
 
     Raises:
@@ -73,9 +71,7 @@ def load_signer(path: Path, purpose: str) -> Ed25519Signer:
 def write_key(path: Path, purpose: str, *, public_path: Path | None) -> Ed25519Signer:
     """Write a fresh key; the purposes of this module are enforced by its public functions."""
     key = SigningKey.generate()
-    write_private(
-        path, orjson.dumps({"purpose": purpose, "seed": bytes(key).hex()}) + b"\n"
-    )
+    write_private(path, orjson.dumps({"purpose": purpose, "seed": bytes(key).hex()}) + b"\n")
     signer = Ed25519Signer(bytes(key))
     if public_path is not None:
         public_path.unlink(missing_ok=True)
@@ -89,9 +85,7 @@ def read_key(path: Path, purpose: str) -> Ed25519Signer:
         check_private(path)
         raw = cast("dict[str, Any]", orjson.loads(path.read_bytes()))
         if raw["purpose"] != purpose:
-            raise ConfigurationError(
-                f"{path.name} is not a key for {purpose}", code="KEY_PURPOSE"
-            )
+            raise ConfigurationError(f"{path.name} is not a key for {purpose}", code="KEY_PURPOSE")
         return Ed25519Signer(bytes.fromhex(raw["seed"]))
     except ConfigurationError:
         raise

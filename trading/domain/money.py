@@ -57,7 +57,7 @@ def parse_decimal(text: str, *, what: str = "value") -> Decimal:
     Raises:
         InvalidValue: not a number, NaN, infinite, more than 18 fractional digits, or 10**24 and more.
     """
-    if len(text) > _MAX_TEXT or "_" in text or text != text.strip():
+    if len(text) > _MAX_TEXT or not text.isascii() or "_" in text or text != text.strip():
         raise InvalidValue(f"{what} is not a plain decimal number", code="INVALID_NUMBER")
     try:
         value = Decimal(text)
