@@ -45,7 +45,7 @@ from trading.domain.proposals import Mode
 
 _SOCKET_PATH_MAX = 100  # bytes; sun_path holds 108 on Linux and 104 on macOS
 #: Tables of the file that belong to one room each; a room validates its own and leaves the others alone.
-SECTIONS = ("market", "risk", "execution", "wallet", "coordinator", "bus", "run")
+SECTIONS = ("market", "risk", "execution", "wallet", "coordinator", "bus", "run", "authorization")
 
 S = TypeVar("S", bound=BaseModel)
 
