@@ -32,18 +32,18 @@ _RETRIES: Final = 3  # about 0.3 s of trying; longer outages are the caller's to
 
 
 class _Caller(Protocol):
-    async def execute_command(self, *args: bytes | str | int | float) -> Any:
+    async def execute_command(self, *args: bytes | str | int | float, **options: object) -> Any:
         """Send one command."""
         ...
 
 
-async def call(redis: Redis, *command: bytes | str | int | float) -> Any:
-    """Send one command by name and return redis-py's reading of the reply.
+async def call(redis: Redis, *command: bytes | str | int | float, **options: object) -> Any:
+    """Send one command by name and return redis-py's reading of the reply, which ``options`` may steer.
 
     Raises:
         RedisError: refused, or the connection stayed broken.
     """
-    return await cast("_Caller", redis).execute_command(*command)
+    return await cast("_Caller", redis).execute_command(*command, **options)
 
 
 async def redis_time_ms(redis: Redis) -> int:
