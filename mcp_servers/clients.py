@@ -27,11 +27,13 @@ from mcp.server.mcpserver import MCPServer
 from mcp.types import CallToolResult, TextContent
 from pydantic import SecretStr
 
-from trading.domain.errors import InvalidValue, OutcomeUnknown, TradingError
+from trading.domain.errors import InvalidValue, OutcomeUnknown, TradingError, Unavailable
 
 #: Seconds to wait for one answer unless the caller says otherwise.
 READ_TIMEOUT_S: Final = 30.0
 _CONNECT_TIMEOUT_S: Final = 5.0
+#: Seconds of silence after which a connection counts as dead.
+_IDLE_TIMEOUT_S: Final = 300.0
 #: Written into requests over a unix socket, where no name is ever looked up.
 _UNIX_URL: Final = "http://localhost/mcp"
 
@@ -88,7 +90,44 @@ async def open_client(
 
     Raises:
         InvalidValue: the target has none of these forms.
+        Unavailable: nothing answers there.
     """
+    connected = False
+    try:
+        async with _connected(target, mode, read_timeout_s, token, env) as client:
+            connected = True
+            yield client
+    except BaseExceptionGroup as group:
+        # The SDK's task groups wrap whatever the block raised; its caller wants the exception itself.
+        leaf = _only_leaf(group)
+        if not connected and isinstance(leaf, OSError | httpx2.HTTPError | MCPError):
+            raise _unreachable(leaf) from group
+        if leaf is None:
+            raise
+        raise leaf from leaf.__cause__
+    except (OSError, httpx2.HTTPError, MCPError) as error:
+        if connected:
+            raise
+        raise _unreachable(error) from error
+
+
+def _only_leaf(error: BaseException) -> BaseException | None:
+    while isinstance(error, BaseExceptionGroup):
+        inner = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        if len(inner) != 1:
+            return None
+        error = inner[0]
+    return error
+
+
+def _unreachable(error: BaseException) -> Unavailable:
+    return Unavailable(f"the server cannot be reached ({type(error).__name__})", suggestion="start it, then try again")
+
+
+@asynccontextmanager
+async def _connected(
+    target: Target, mode: str, read_timeout_s: float, token: SecretStr | None, env: dict[str, str] | None
+) -> AsyncGenerator[Client]:
     if isinstance(target, MCPServer):
         async with _client(target, mode, read_timeout_s) as client:
             yield client
@@ -99,7 +138,8 @@ async def open_client(
     else:
         url, transport = _address(target)
         headers = {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
-        timeout = httpx2.Timeout(read_timeout_s, connect=_CONNECT_TIMEOUT_S)
+        # The protocol's own timeout must come first: it cancels one call, httpx2's would tear down the connection.
+        timeout = httpx2.Timeout(_CONNECT_TIMEOUT_S, read=max(_IDLE_TIMEOUT_S, 2 * read_timeout_s))
         async with (
             # The environment's proxies must not see a desk's calls.
             httpx2.AsyncClient(transport=transport, headers=headers, timeout=timeout, trust_env=False) as http,

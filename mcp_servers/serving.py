@@ -128,8 +128,21 @@ async def _when(stop: asyncio.Event, act: Callable[[], None]) -> None:
     act()
 
 
-async def serve_http(server: DeskServer[Any], address: str, name: str, stop: asyncio.Event) -> None:
+def _unheard(_: str) -> None:
+    """Do nothing with the address that a listener got."""
+
+
+async def serve_http(
+    server: DeskServer[Any], address: str, name: str, stop: asyncio.Event, ready: Callable[[str], None] = _unheard
+) -> None:
     """Serve streamable HTTP on ``HOST:PORT`` until ``stop`` is set.
+
+    Args:
+        server: the room.
+        address: port 0 takes a free one.
+        name: the room's name.
+        stop: ends it.
+        ready: called with the target for ``open_client`` as soon as connections are taken.
 
     Raises:
         ConfigurationError: the address is not HOST:PORT or taken, or a token is needed and none can be checked.
@@ -141,11 +154,21 @@ async def serve_http(server: DeskServer[Any], address: str, name: str, stop: asy
         auth, verifier = checked or (None, None)
         app = server.http_app(security=_tcp_security(server, name, host, port), auth=auth, token_verifier=verifier)
         log.info("%s listens on http://%s:%d/mcp (%s)", name, host, port, "tokens" if auth else "local, no tokens")
+        ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/mcp")
         await _run(_with_health(app, server, name), listener, stop)
 
 
-async def serve_socket(server: DeskServer[Any], path: Path, name: str, stop: asyncio.Event) -> None:
+async def serve_socket(
+    server: DeskServer[Any], path: Path, name: str, stop: asyncio.Event, ready: Callable[[str], None] = _unheard
+) -> None:
     """Serve streamable HTTP on a unix socket until ``stop`` is set; its callers are local principals.
+
+    Args:
+        server: the room.
+        path: at most about 100 bytes; its directory must be closed to others.
+        name: the room's name.
+        stop: ends it.
+        ready: called with the target for ``open_client`` as soon as connections are taken.
 
     Raises:
         ConfigurationError: another process listens there, or something that is no socket is in the way.
@@ -153,6 +176,7 @@ async def serve_socket(server: DeskServer[Any], path: Path, name: str, stop: asy
     with _listen_unix(path) as listener:
         security = TransportSecuritySettings(allowed_hosts=["localhost"], allowed_origins=[])
         log.info("%s listens on %s", name, path)
+        ready(f"unix:{path}")
         await _run(_with_health(server.http_app(security=security), server, name), listener, stop)
 
 
