@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from trading.adapters.sql.keyed_rows import KeyedRows, Undo, take_back
 from trading.adapters.sql.tables import Shape, Values, metadata_for, shape_of
 from trading.domain.errors import AlreadyClaimed, LeaseLost, LedgerError, LedgerUnavailable
 from trading.domain.events import EventEnvelope
@@ -12,49 +13,12 @@ from trading.ports.clock import Clock, IdFactory
 from trading.ports.ledger import Insert, Row, Unit, Upsert
 
 
-class _Rows:
-    """One table: its rows under each of its unique keys, and how to take changes back."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
-        self._by_key: dict[tuple[int, ...], dict[Values, Values]] = {key: {} for key in shape.keys}
-
-    def insert(self, values: Values, undo: list[Callable[[], None]]) -> None:
-        for key in self.shape.keys:
-            existing = self._by_key[key].get(_pick(values, key))
-            if existing is not None:
-                raise AlreadyClaimed(self.shape.name, self.shape.row(existing))
-        self._put(values)
-        undo.append(lambda: self._remove(values))
-
-    def upsert(self, values: Values, undo: list[Callable[[], None]]) -> None:
-        old = self._by_key[self.shape.key].get(_pick(values, self.shape.key))
-        if old is not None:
-            self._remove(old)
-            undo.append(lambda: self._put(old))
-        self.insert(values, undo)
-
-    def sorted(self) -> list[Values]:
-        rows = self._by_key[self.shape.key]
-        return [rows[key] for key in sorted(rows, key=lambda key: tuple((v is not None, v) for v in key))]
-
-    def _put(self, values: Values) -> None:
-        for key, rows in self._by_key.items():
-            wanted = _pick(values, key)
-            if None not in wanted:  # SQL: a NULL equals nothing, so it takes no key
-                rows[wanted] = values
-
-    def _remove(self, values: Values) -> None:
-        for key, rows in self._by_key.items():
-            rows.pop(_pick(values, key), None)
-
-
 @dataclass(slots=True)
 class _Store:
     """What survives a writer: the facts and the number of its last lease."""
 
     events: list[EventEnvelope] = field(default_factory=list[EventEnvelope])
-    tables: dict[str, _Rows] = field(default_factory=dict[str, _Rows])
+    tables: dict[str, KeyedRows] = field(default_factory=dict[str, KeyedRows])
     generation: int = 0
 
 
@@ -119,7 +83,7 @@ class InMemoryLedger:
             raise failure[0]
         if self._store.generation != self._generation:
             raise LeaseLost(f"generation {self._store.generation} writes the {self._room} ledger now")
-        undo: list[Callable[[], None]] = []
+        undo: Undo = []
         try:
             for shape, values in claims:
                 self._rows(shape).insert(values, undo)
@@ -127,8 +91,7 @@ class InMemoryLedger:
                 rows = self._rows(shape)
                 (rows.upsert if replace else rows.insert)(values, undo)
         except AlreadyClaimed:
-            for take_back in reversed(undo):
-                take_back()
+            take_back(undo)
             raise
         committed = self._append(unit)
         if failure is not None:
@@ -155,8 +118,8 @@ class InMemoryLedger:
         shape = shape_of(self._room, write.table)
         return shape, shape.values(write.row)
 
-    def _rows(self, shape: Shape) -> _Rows:
-        return self._store.tables.setdefault(shape.name, _Rows(shape))
+    def _rows(self, shape: Shape) -> KeyedRows:
+        return self._store.tables.setdefault(shape.name, KeyedRows(shape))
 
     async def events_after(self, seq: int, *, limit: int = 1000) -> list[EventEnvelope]:
         """Return at most ``limit`` events with a greater sequence, in order."""
@@ -177,7 +140,3 @@ class InMemoryLedger:
             if all(values[position] in allowed for position, allowed in wanted)
         ]
         return list(matching[:limit])
-
-
-def _pick(values: Values, positions: tuple[int, ...]) -> Values:
-    return tuple(values[position] for position in positions)

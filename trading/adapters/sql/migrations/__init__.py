@@ -1,0 +1,1 @@
+"""Alembic migrations, a line of revisions per room; run by the writer under its lock."""
