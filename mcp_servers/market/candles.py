@@ -1,0 +1,154 @@
+"""Candles from trades, in memory.
+
+Two bounded series are kept per instrument, of seconds and of minutes; every other timeframe is put together from one
+of them when asked. Intervals in which nothing was traded do not exist. Times are the venue's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final
+
+from trading.domain.errors import InvalidValue
+from trading.domain.instruments import InstrumentId
+from trading.domain.market_data import Candle
+from trading.domain.money import ZERO, add
+
+SECOND_MS: Final = 1_000
+MINUTE_MS: Final = 60_000
+#: Timeframes and their length in milliseconds.
+TIMEFRAMES: Final[dict[str, int]] = {
+    "1s": SECOND_MS,
+    "5s": 5 * SECOND_MS,
+    "15s": 15 * SECOND_MS,
+    "1m": MINUTE_MS,
+    "5m": 5 * MINUTE_MS,
+    "15m": 15 * MINUTE_MS,
+    "1h": 60 * MINUTE_MS,
+    "4h": 240 * MINUTE_MS,
+    "1d": 1_440 * MINUTE_MS,
+}
+_SECONDS_KEPT: Final = 7_200
+_MINUTES_KEPT: Final = 10_080
+
+
+@dataclass(slots=True)
+class _Bar:
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    volume: Decimal
+    trades: int
+
+    def merge(self, later: _Bar) -> None:
+        """Take in a bar that comes after this one."""
+        self.high, self.low = max(self.high, later.high), min(self.low, later.low)
+        self.close = later.close
+        self.volume = add(self.volume, later.volume)
+        self.trades += later.trades
+
+
+class _Series:
+    def __init__(self, interval_ms: int, kept: int) -> None:
+        self.interval_ms = interval_ms
+        self.bars: dict[int, _Bar] = {}
+        self._kept = kept
+        self._newest = -1
+
+    def add(self, ts_ms: int, price: Decimal, quantity: Decimal) -> None:
+        start = ts_ms - ts_ms % self.interval_ms
+        bar = self.bars.get(start)
+        if bar is not None:
+            if price > bar.high:
+                bar.high = price
+            elif price < bar.low:
+                bar.low = price
+            bar.close = price
+            bar.volume = add(bar.volume, quantity)
+            bar.trades += 1
+            return
+        if start < self._newest:  # late by more than an interval: keep the order of the series
+            self.bars[start] = _Bar(price, price, price, price, quantity, 1)
+            self.bars = dict(sorted(self.bars.items()))
+        else:
+            self.bars[start] = _Bar(price, price, price, price, quantity, 1)
+            self._newest = start
+        if len(self.bars) > self._kept:
+            del self.bars[next(iter(self.bars))]
+
+
+class CandleStore:
+    """Candles of any number of instruments."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[InstrumentId, _Series] = {}
+        self._minutes: dict[InstrumentId, _Series] = {}
+        self._now: dict[InstrumentId, int] = {}
+        self._since: dict[InstrumentId, int] = {}
+
+    def add(self, instrument_id: InstrumentId, ts_ms: int, price: Decimal, quantity: Decimal) -> None:
+        """Count a trade; ``ts_ms`` is the venue's time, price in quote per base, quantity in base."""
+        seconds = self._seconds.get(instrument_id)
+        if seconds is None:
+            seconds = self._seconds[instrument_id] = _Series(SECOND_MS, _SECONDS_KEPT)
+            self._minutes[instrument_id] = _Series(MINUTE_MS, _MINUTES_KEPT)
+        seconds.add(ts_ms, price, quantity)
+        self._minutes[instrument_id].add(ts_ms, price, quantity)
+        self.advance(instrument_id, ts_ms)
+
+    def advance(self, instrument_id: InstrumentId, ts_ms: int) -> None:
+        """Note that the venue's clock has reached ``ts_ms``: candles that end by then are closed."""
+        self._since.setdefault(instrument_id, ts_ms)
+        if ts_ms > self._now.get(instrument_id, 0):
+            self._now[instrument_id] = ts_ms
+
+    def now_ms(self, instrument_id: InstrumentId) -> int:
+        """Return the newest venue time seen, 0 before the first."""
+        return self._now.get(instrument_id, 0)
+
+    def since_ms(self, instrument_id: InstrumentId) -> int:
+        """Return the first venue time seen, 0 before it; a candle that opened earlier is incomplete."""
+        return self._since.get(instrument_id, 0)
+
+    def candles(self, instrument_id: InstrumentId, timeframe: str, lookback_ms: int) -> list[Candle]:
+        """Return the candles that overlap the last ``lookback_ms`` of the venue's time, oldest first.
+
+        Raises:
+            InvalidValue: no such timeframe.
+        """
+        interval = TIMEFRAMES.get(timeframe)
+        if interval is None:
+            raise InvalidValue("there is no such timeframe", code="INVALID_TIMEFRAME", allowed=tuple(TIMEFRAMES))
+        now = self.now_ms(instrument_id)
+        merged: dict[int, _Bar] = {}
+        for start, bar in self._bars(instrument_id, interval):
+            opened = start - start % interval
+            if opened + interval <= now - lookback_ms:
+                continue
+            known = merged.get(opened)
+            if known is None:
+                merged[opened] = _Bar(bar.open, bar.high, bar.low, bar.close, bar.volume, bar.trades)
+            else:
+                known.merge(bar)
+        return [
+            Candle(
+                instrument_id, interval, opened, bar.open, bar.high, bar.low, bar.close, bar.volume, bar.trades,
+                closed=opened + interval <= now,
+            )
+            for opened, bar in merged.items()
+        ]  # fmt: skip
+
+    def volume(self, instrument_id: InstrumentId, window_ms: int) -> Decimal:
+        """Return the base quantity traded in the minutes that began within the last ``window_ms``."""
+        earliest = self.now_ms(instrument_id) - window_ms
+        total = ZERO
+        for start, bar in self._bars(instrument_id, MINUTE_MS):
+            if start >= earliest - earliest % MINUTE_MS:
+                total = add(total, bar.volume)
+        return total
+
+    def _bars(self, instrument_id: InstrumentId, interval: int) -> list[tuple[int, _Bar]]:
+        series = (self._minutes if interval >= MINUTE_MS else self._seconds).get(instrument_id)
+        return list(series.bars.items()) if series is not None else []

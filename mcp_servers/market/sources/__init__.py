@@ -1,0 +1,1 @@
+"""Where market data comes from: a recording, or public feeds of an exchange."""
