@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from io import StringIO
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
@@ -13,6 +14,9 @@ from sqlalchemy.pool import NullPool
 
 from trading.adapters.sql.location import OWNER_ROLE, schema_of
 from trading.domain.errors import ConfigurationError, LedgerUnavailable
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 #: The newest revision of each room; a test compares them with the revision files.
 HEADS: Final = {
@@ -60,24 +64,35 @@ def _begin_immediate(connection: Connection) -> None:
 
 
 async def migrate_postgres(room: str, url: str) -> None:
-    """Bring a PostgreSQL schema up to date; the caller holds the writer's lock.
+    """Bring a PostgreSQL schema up to date in one transaction; the caller holds the writer's lock.
+
+    Alembic writes the statements and asyncpg runs them: SQLAlchemy's own way to asyncpg would need greenlet.
 
     Raises:
         ConfigurationError: LEDGER_TOO_NEW, it was written by a later release.
         LedgerUnavailable: the database does not answer or refuses the role.
     """
-    from sqlalchemy.ext.asyncio import create_async_engine
+    from trading.adapters.sql.postgres_store import run_in_transaction  # asyncpg is an extra
 
-    engine = create_async_engine(url.replace("://", "+asyncpg://", 1), poolclass=NullPool)
-    try:
-        async with engine.begin() as connection:
-            await connection.execute(text(f"SET ROLE {OWNER_ROLE}"))
-            await connection.execute(text(f"SET search_path TO {schema_of(room)}"))
-            await connection.run_sync(_upgrade, room)
-    except (DBAPIError, OSError) as error:
-        raise LedgerUnavailable(f"the {room} schema cannot be prepared: {error}") from error
-    finally:
-        await engine.dispose()
+    async def upgrade(connection: Any) -> None:
+        if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
+            current = None
+        else:
+            current = await connection.fetchval("SELECT version_num FROM alembic_version")
+        if current != HEADS[room]:
+            await connection.execute(f"SET LOCAL ROLE {OWNER_ROLE}")
+            await connection.execute(_statements(room, current))
+
+    await run_in_transaction(url, schema_of(room), upgrade)
+
+
+def _statements(room: str, current: str | None) -> str:
+    from alembic import command
+
+    config = _config(room, current)
+    config.output_buffer = StringIO()
+    command.upgrade(config, f"{current or 'base'}:head", sql=True)
+    return config.output_buffer.getvalue()
 
 
 def _upgrade(connection: Connection, room: str) -> None:
@@ -85,14 +100,21 @@ def _upgrade(connection: Connection, room: str) -> None:
     if current == HEADS[room]:
         return
     from alembic import command
+
+    config = _config(room, current)
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _config(room: str, current: str | None) -> Config:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
     config = Config()
-    config.set_main_option("script_location", str(_DIRECTORY))
-    config.set_main_option("version_locations", str(_DIRECTORY / room))
-    config.set_main_option("path_separator", "os")
-    config.attributes.update(connection=connection, room=room)
+    config.set_main_option("script_location", str(_DIRECTORY).replace("%", "%%"))
+    config.set_main_option("version_locations", str(_DIRECTORY / room).replace("%", "%%"))
+    config.set_main_option("path_separator", "newline")
+    config.attributes["room"] = room
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if current is not None and current not in known:
         raise ConfigurationError(
@@ -100,7 +122,7 @@ def _upgrade(connection: Connection, room: str) -> None:
             code="LEDGER_TOO_NEW",
             suggestion="use the release that wrote it, or a later one",
         )
-    command.upgrade(config, "head")
+    return config
 
 
 def _current(connection: Connection) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, cast
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs] - it ships none
@@ -225,11 +225,18 @@ async def provision_postgres(url: str, *, member: str | None = None) -> None:
     Raises:
         LedgerUnavailable: the database does not answer or refuses.
     """
+    await run_in_transaction(url, None, lambda connection: _provision(connection, member))
+
+
+async def run_in_transaction(url: str, schema: str | None, work: Callable[[Any], Awaitable[None]]) -> None:
+    """Do ``work`` with a session of its own in one transaction; raises LedgerUnavailable."""
     try:
         connection = await _session(url)
         try:
             async with connection.transaction():
-                await _provision(connection, member)
+                if schema is not None:
+                    await connection.execute(f"SET search_path TO {schema}")
+                await work(connection)
         finally:
             await connection.close()
     except _FAILURES as error:

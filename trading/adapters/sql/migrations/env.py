@@ -1,4 +1,4 @@
-"""Runs one room's revisions on the connection that the writer passes in."""
+"""Runs one room's revisions on the writer's connection, or writes down their statements."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from alembic import context
 
 from trading.adapters.sql.tables import metadata_for
 
-connection = context.config.attributes["connection"]
 room: str = context.config.attributes["room"]
-context.configure(connection=connection, target_metadata=metadata_for(room), transactional_ddl=True)
+if context.is_offline_mode():  # PostgreSQL: the statements are wanted, not their effect
+    context.configure(dialect_name="postgresql", target_metadata=metadata_for(room), transactional_ddl=False)
+else:
+    connection = context.config.attributes["connection"]
+    context.configure(connection=connection, target_metadata=metadata_for(room), transactional_ddl=True)
 with context.begin_transaction():
     context.run_migrations()

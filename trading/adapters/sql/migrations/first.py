@@ -54,7 +54,7 @@ def create_events_and_lease(room: str) -> None:
         sa.Column("hash", sa.LargeBinary, nullable=False),
     )
     op.create_table("lease", *key("room"), *integer("generation"), *text("holder"), *integer("acquired_ms"))
-    postgres = op.get_bind().dialect.name == "postgresql"
+    postgres = op.get_context().dialect.name == "postgresql"
     for guard in _POSTGRES_GUARDS if postgres else _SQLITE_GUARDS:
         op.execute(guard)
     grant(room, "events", "SELECT, INSERT")
@@ -63,7 +63,7 @@ def create_events_and_lease(room: str) -> None:
 
 def grant(room: str, table: str, rights: str = "SELECT, INSERT, UPDATE") -> None:
     """Let the room's role write a table and the readers' role read it; PostgreSQL only."""
-    if op.get_bind().dialect.name == "postgresql":
+    if op.get_context().dialect.name == "postgresql":
         op.execute(f"GRANT {rights} ON {table} TO grekko_{room}")
         op.execute(f"GRANT SELECT ON {table} TO grekko_reader")
 
