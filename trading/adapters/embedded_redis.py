@@ -249,6 +249,7 @@ class EmbeddedRedis:
         acl = redis_acl.write_acl_file(self._directory, self._prefix)
         alive = FileLock(self._directory / "server.lock")
         await alive.lock(timeout_s=_LOCK_TIMEOUT_S)
+        (self._directory / "server.pid").unlink(missing_ok=True)  # a killed server leaves it behind
         try:
             # --daemonize makes the server leave our session and process tree: it outlives whoever started it.
             process = await asyncio.create_subprocess_exec(

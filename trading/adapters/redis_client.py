@@ -83,9 +83,9 @@ async def url_client(url: str, *, required: bool) -> AsyncGenerator[Redis]:
 async def _check_version(client: Redis, *, required: bool) -> None:
     try:
         reply = cast("list[bytes]", await call(client, "HELLO", 2))  # INFO may be closed to a room's user
-    except (AuthenticationError, ResponseError) as error:
-        raise ConfigurationError(f"REDIS_URL: the server refused us: {error}") from error
     except (RedisError, OSError) as error:
+        if refused(error):
+            raise ConfigurationError(f"REDIS_URL: the server refused us: {error}") from error
         if required:
             raise Unavailable("REDIS_URL: the server does not answer", suggestion="start it or fix the URL") from error
         _log.warning("REDIS_URL: the server does not answer; going on without it")
@@ -93,6 +93,12 @@ async def _check_version(client: Redis, *, required: bool) -> None:
     version = dict(zip(reply[::2], reply[1::2], strict=True)).get(b"version", b"unknown").decode()
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_VERSION:
         raise ConfigurationError(f"REDIS_URL: server version {version} is older than 7.0")
+
+
+def refused(error: BaseException) -> bool:
+    """Return whether the server answered and said no, wrong credentials included, rather than not answering."""
+    # redis-py 8 wraps a refused AUTH in a plain ConnectionError; its cause tells.
+    return isinstance(error, (AuthenticationError, ResponseError)) or isinstance(error.__cause__, AuthenticationError)
 
 
 def _options(retries: int) -> dict[str, Any]:
