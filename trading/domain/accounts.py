@@ -109,6 +109,10 @@ class AccountBook:
                     self._move(*move, now_ms=now_ms)
         return None
 
+    def restore(self, order: Order) -> None:
+        """Take an order as a projection of the same events holds it; replaces what is known of it."""
+        self._put(order)
+
     def locked(self) -> dict[Currency, Decimal]:
         """Return what working orders hold by currency: quote at the limit price for buys, base for sells."""
         locked: dict[Currency, Decimal] = {}

@@ -1,0 +1,74 @@
+"""One approval on its way through a submit, and the two things that can come of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mcp_servers.execution.gate import GateCode
+from trading.domain.approvals import Approval
+from trading.domain.errors import GateRefused, TradingError
+from trading.domain.identifiers import ApprovalId
+from trading.domain.orders import Order
+from trading.ports.venue import PreparedOrder
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The order that an approval became, as far as it is known."""
+
+    approval_id: ApprovalId
+    order: Order
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an approval became no order; nothing of it has reached a venue.
+
+    Attributes:
+        error: carries the stable code, the reason and the next step.
+    """
+
+    approval_id: ApprovalId
+    error: TradingError
+
+    @property
+    def code(self) -> str:
+        """The stable code."""
+        return self.error.code
+
+
+Outcome = Receipt | Refusal
+
+
+@dataclass(slots=True)
+class Walk:
+    """What is known of one approval while its batch is under way.
+
+    Attributes:
+        held: whether its quantity counts against what may still be reduced.
+    """
+
+    approval_id: ApprovalId
+    envelope: str = ""
+    approval: Approval | None = None
+    prepared: PreparedOrder | None = None
+    order: Order | None = None
+    held: bool = False
+
+
+def known(value: T | None) -> T:
+    """Return what an earlier step of the walk must have set."""
+    assert value is not None, "a step of the walk was skipped"
+    return value
+
+
+def fate_written(fate: str) -> GateRefused:
+    """Return the refusal of an approval whose fate is written."""
+    return GateRefused(
+        f"the approval has been {fate} already",
+        code=GateCode.FATE_WRITTEN.value,
+        suggestion="ask risk for a new approval",
+    )
