@@ -1,0 +1,119 @@
+"""`grekko audit verify`: chains, checkpoints, witnesses, signatures and the venue's own book, all checked offline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from grekko.ledgers import ROOMS, Ledgers, ledger_location, open_ledgers, read_events
+from grekko.oracle import Comparison, compare_with_venue
+from grekko.proofs import Finding, Proofs, Prover
+from trading.adapters.config import DeskSettings
+from trading.adapters.signing import load_public_key
+from trading.adapters.sql import AuditReport, open_reader, verify_room
+from trading.domain.accounts import AccountBook
+from trading.domain.events import HeadWitnessed
+from trading.domain.orders import POSSIBLY_LIVE
+
+_FINDINGS_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class DeskAudit:
+    """The verdict on a whole desk.
+
+    Attributes:
+        rooms: what the chain audit of each ledger found.
+        proofs: what re-checking every signature and every order found.
+        venue: the comparison with the paper venue's journal.
+        unresolved: orders whose outcome is still open.
+    """
+
+    rooms: Mapping[str, AuditReport]
+    proofs: Proofs
+    venue: Comparison
+    unresolved: int
+
+    @property
+    def verified(self) -> bool:
+        """Whether every ledger verifies and everything in them is proven."""
+        return all(report.verified for report in self.rooms.values()) and not self.proofs.findings
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Everything that is wrong, room by room."""
+        chained = [
+            Finding(room, finding.seq, f"{finding.kind}: {finding.detail}")
+            for room, report in self.rooms.items()
+            for finding in report.findings
+        ]
+        return chained + self.proofs.findings
+
+    def invariants(self) -> dict[str, bool]:
+        """Return the promises of the desk and whether each was kept."""
+        return {
+            "no_order_without_a_verified_approval": not any(f.room == "execution" for f in self.proofs.findings),
+            "at_most_one_venue_order_per_approval": not self.venue.duplicated,
+            "no_venue_order_without_an_approval": not self.venue.without_approval,
+            "ledger_equals_venue": not self.venue.differences,
+            "every_signature_verifies": not self.proofs.findings,
+            "every_ledger_verifies": all(report.verified for report in self.rooms.values()),
+        }
+
+    @property
+    def kept(self) -> bool:
+        """Whether the audit verifies and every invariant holds."""
+        return self.verified and all(self.invariants().values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the verdict for the report: counts over all ledgers and the first findings."""
+        return {
+            "verified": self.verified,
+            "events": sum(report.events for report in self.rooms.values()),
+            "unproven": sum(report.unproven for report in self.rooms.values()),
+            "checkpoints": sum(report.checkpoints for report in self.rooms.values()),
+            "witnesses": sum(report.witnesses for report in self.rooms.values()),
+            "checked": dict(self.proofs.checked),
+            "unresolved_orders": self.unresolved,
+            "findings": [f"{f.room}#{f.seq}: {f.what}" for f in self.findings[:_FINDINGS_SHOWN]],
+            "venue_differences": list(self.venue.differences),
+        }
+
+
+async def audit_desk(settings: DeskSettings) -> DeskAudit:
+    """Audit every ledger of a desk, running or not.
+
+    Raises:
+        ConfigurationError: a public key is missing.
+        LedgerUnavailable: a ledger cannot be read.
+    """
+    async with open_ledgers(settings) as ledgers:
+        witnesses = await _witnesses(ledgers)
+        rooms = {room: await _audit_room(settings, room, witnesses) for room in ROOMS}
+        proofs = await Prover(settings.desk_home).run(ledgers)
+        account = AccountBook(settings.account_id)
+        async for event in read_events(ledgers.execution):
+            account.apply(event.payload, now_ms=event.timestamp_ms)
+    venue = compare_with_venue(settings.desk_home.venue / "paper.journal", proofs.orders, account)
+    unresolved = sum(order.status in POSSIBLY_LIVE for order in account.open_orders.values())
+    return DeskAudit(rooms, proofs, venue, unresolved)
+
+
+async def _witnesses(ledgers: Ledgers) -> list[HeadWitnessed]:
+    return [
+        event.payload
+        for room in ROOMS
+        async for event in read_events(ledgers.reader(room))
+        if isinstance(event.payload, HeadWitnessed)
+    ]
+
+
+async def _audit_room(settings: DeskSettings, room: str, witnesses: list[HeadWitnessed]) -> AuditReport:
+    home = settings.desk_home
+    notes = home.checkpoints(room)
+    public_key = load_public_key(home.public_keys / f"checkpoint-{room}.pub")
+    async with open_reader(room, ledger_location(settings)) as reader:
+        return await verify_room(
+            reader, checkpoints=notes if notes.exists() else None, public_key=public_key, witnesses=witnesses
+        )

@@ -1,0 +1,180 @@
+"""The command line. Each command is a few lines; what it does lives in the module it names."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from trading.adapters.config import DeskSettings, load_settings
+from trading.domain.errors import ConfigurationError, TradingError
+from trading.domain.proposals import Mode
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="grekko",
+    help="A trading desk for LLM agents where a separate risk server signs or denies every order.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+audit_app = typer.Typer(help="Check what the desk has recorded.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
+
+console = Console(soft_wrap=True)
+errors = Console(stderr=True, soft_wrap=True)
+
+
+def main() -> None:
+    """Run a command; an anticipated error is one sentence and exit status 1, or 78 for configuration."""
+    try:
+        app()
+    except TradingError as error:
+        errors.print(f"[red]{error.code}[/] {escape(str(error))}")
+        if error.suggestion:
+            errors.print(escape(error.suggestion))
+        sys.exit(78 if isinstance(error, ConfigurationError) else 1)  # 78: sysexits.h EX_CONFIG
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+def _exit(good: bool) -> NoReturn:
+    raise typer.Exit(0 if good else 1)
+
+
+def _settings(mode: Mode | None = None) -> DeskSettings:
+    if mode is not None:
+        os.environ["GREKKO_MODE"] = mode  # inherited by the rooms
+    return load_settings()
+
+
+@app.command()
+def init() -> None:
+    """Create the desk's home, keys and configuration; what exists is kept."""
+    from grekko.initialization import initialize
+
+    settings = _settings()
+    done = initialize(settings)
+    console.print(f"desk home: {settings.home}")
+    for name in done.created:
+        console.print(f"  made {name}")
+    if done.kept:
+        console.print(f"  kept {len(done.kept)} files that were there")
+
+
+@app.command()
+def run(
+    mode: Annotated[Mode | None, typer.Option(help="paper, testnet or live")] = None,
+    market: Annotated[
+        str, typer.Option(help="replay: a recorded real feed; live: public data of the venue")
+    ] = "replay",
+    speed: Annotated[float, typer.Option(min=0.1, max=100, help="of the replay; 1 is real time")] = 1.0,
+    seconds: Annotated[float | None, typer.Option("--for", min=1, help="stop after so many seconds")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of everything random")] = 1,
+    loop: Annotated[bool, typer.Option("--loop", help="start the recording again when it ends")] = False,
+    report: Annotated[Path | None, typer.Option(help="write a JSON report there")] = None,
+) -> None:
+    """Run the desk: agents propose and vote, risk signs or denies, execution trades. Ctrl-C stops it in order."""
+    from grekko.run import RunOptions, run_desk
+
+    if market not in ("replay", "live"):
+        raise ConfigurationError("--market must be replay or live", allowed=("replay", "live"))
+    options = RunOptions(market=market, speed=speed, seconds=seconds, seed=seed, loop=loop, report=report)
+    _exit(_run(run_desk(_settings(mode), options, console)))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(room: str, context: typer.Context) -> None:
+    """Run one server in the foreground: market, risk, execution, wallet or coordinator (stdio unless --http)."""
+    from grekko.initialization import initialize
+    from grekko.processes import ROOM_MODULES
+
+    if room not in ROOM_MODULES:
+        raise ConfigurationError(f"no such server: {room}", allowed=tuple(ROOM_MODULES))
+    initialize(_settings())
+    os.execv(sys.executable, [sys.executable, "-m", ROOM_MODULES[room], *context.args])  # noqa: S606  our own module
+
+
+@app.command()
+def status() -> None:
+    """Show whether the desk runs, what may be traded, and what is open."""
+    from grekko.status import show_status
+
+    _exit(_run(show_status(_settings(), console)))
+
+
+@app.command()
+def halt(reason: Annotated[str, typer.Option(help="kept in the audit log")]) -> None:
+    """Stop new risk at once: trips the breaker. Exits and cancels stay possible."""
+    from grekko.control import halt_desk
+
+    console.print(_run(halt_desk(_settings(), reason)))
+
+
+@app.command()
+def resume(reason: Annotated[str, typer.Option(help="kept in the audit log")]) -> None:
+    """Allow trading again after a halt; signed with the operator's key."""
+    from grekko.control import resume_desk
+
+    console.print(_run(resume_desk(_settings(), reason)))
+
+
+@app.command()
+def orders(limit: Annotated[int, typer.Option(min=1, max=1000)] = 20) -> None:
+    """List the newest orders with their state, fills and reason."""
+    from grekko.status import show_orders
+
+    _run(show_orders(_settings(), console, limit=limit))
+
+
+@app.command()
+def positions() -> None:
+    """Show positions, balances, fees and realized profit and loss, from the ledger."""
+    from grekko.status import show_positions
+
+    _run(show_positions(_settings(), console))
+
+
+@audit_app.command("verify")
+def audit_verify() -> None:
+    """Check chains, checkpoints, witnesses, every signature and the venue's book; exit 0 only if all hold."""
+    from grekko.audit import audit_desk
+    from grekko.run import show_verdict
+
+    audit = _run(audit_desk(_settings()))
+    show_verdict(audit, console)
+    _exit(audit.kept)
+
+
+@app.command()
+def explain(identifier: str) -> None:
+    """Tell the story of a proposal, decision, approval or order on one page, with every signature checked again."""
+    from grekko.explain import page, tell
+    from grekko.ledgers import open_ledgers
+
+    async def story() -> list[str]:
+        settings = _settings()
+        async with open_ledgers(settings) as ledgers:
+            found = await tell(settings.desk_home, ledgers, identifier)
+        return page(found)
+
+    for line in _run(story()):
+        console.print(line, markup=False, highlight=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Start every server in a scratch home and shake hands over real MCP; exit 0 only if all answer."""
+    from grekko.doctor import examine
+
+    _exit(_run(examine(console)))

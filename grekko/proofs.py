@@ -1,0 +1,209 @@
+"""Re-checks, offline and from the ledgers alone, that every order was allowed.
+
+The hash chains prove that the ledgers were not changed; this proves that what they say is legitimate: every signature
+is verified again against the pinned public keys, every decision is counted again, and every order is traced back to
+exactly one approval with the same terms. Nothing that a room concluded is believed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from grekko.ledgers import Ledgers, read_events
+from trading.adapters import codec
+from trading.adapters.config import DeskHome
+from trading.adapters.signing import Ed25519Verifier, digest, load_public_key, open_envelope
+from trading.domain.approvals import (
+    APPROVAL_PAYLOAD_TYPE,
+    DECISION_PAYLOAD_TYPE,
+    PROPOSAL_PAYLOAD_TYPE,
+    VOTE_PAYLOAD_TYPE,
+    Approval,
+)
+from trading.domain.errors import TradingError
+from trading.domain.events import (
+    AgentRegistered,
+    AgentRevoked,
+    EventEnvelope,
+    OrderInitialized,
+    ProposalDecided,
+    ProposalOpened,
+    RiskApproved,
+    VoteCast,
+)
+from trading.domain.identifiers import AgentId, ApprovalId, ClientOrderId, DecisionId, ProposalId
+from trading.domain.proposals import TradeProposal
+from trading.domain.voting import Decision, Outcome, QuorumPolicy, Roster, RosterMember, Vote, tally
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that does not hold: in which ledger, at which event, and what."""
+
+    room: str
+    seq: int
+    what: str
+
+
+@dataclass(slots=True)
+class Proofs:
+    """What was checked and what failed.
+
+    Attributes:
+        approvals: the approvals whose signature and content verified, by id.
+        orders: the approval of each order, by client order id.
+    """
+
+    findings: list[Finding] = field(default_factory=list[Finding])
+    approvals: dict[ApprovalId, Approval] = field(default_factory=dict[ApprovalId, Approval])
+    orders: dict[ClientOrderId, ApprovalId] = field(default_factory=dict[ClientOrderId, ApprovalId])
+    checked: Counter[str] = field(default_factory=Counter[str])
+
+
+class Prover:
+    """Walks the three ledgers of a desk in the order of a trade.
+
+    Args:
+        home: where the pinned public keys are; they, not the ledgers, are the root of trust.
+    """
+
+    def __init__(self, home: DeskHome) -> None:
+        self._keys = home.public_keys
+        self._proofs = Proofs()
+        self._members: dict[AgentId, tuple[RosterMember, int, int | None]] = {}
+        self._proposals: dict[ProposalId, tuple[TradeProposal, str]] = {}
+        self._votes: dict[ProposalId, dict[AgentId, tuple[Vote, str]]] = {}
+        self._approved: dict[DecisionId, Decision] = {}
+
+    async def run(self, ledgers: Ledgers) -> Proofs:
+        """Check everything in the ledgers and return what was found."""
+        for room, check in (
+            ("coordinator", self._coordination),
+            ("risk", self._risk),
+            ("execution", self._execution),
+        ):
+            async for event in read_events(ledgers.reader(room)):
+                self._attempt(room, event, check)
+        return self._proofs
+
+    def _attempt(self, room: str, event: EventEnvelope, check: Callable[[EventEnvelope], None]) -> None:
+        try:
+            check(event)
+        except TradingError as error:
+            self._proofs.findings.append(Finding(room, event.seq, f"{event.event_type}: {error.code}: {error}"))
+
+    def _coordination(self, event: EventEnvelope) -> None:
+        match event.payload:
+            case AgentRegistered() as member:
+                self._register(member)
+            case AgentRevoked() as gone:
+                known, since, _ = _find(self._members, gone.agent_id, f"{gone.agent_id} is not a member")
+                self._members[gone.agent_id] = (known, since, gone.roster_version)
+            case ProposalOpened() as opened:
+                payload = open_envelope(opened.envelope, self._member_key(opened.agent_id), PROPOSAL_PAYLOAD_TYPE)
+                proposal = codec.decode(TradeProposal, payload)
+                _require(proposal.agent_id == opened.agent_id, "the proposal names another agent")
+                _require(digest(payload) == opened.digest, "the digest is of another proposal")
+                self._proposals[proposal.proposal_id] = (proposal, opened.digest)
+                self._proofs.checked["proposals"] += 1
+            case VoteCast() as cast:
+                self._vote(cast)
+            case ProposalDecided() as decided:
+                self._decision(decided)
+            case _:
+                pass
+
+    def _register(self, member: AgentRegistered) -> None:
+        pinned = load_public_key(self._keys / f"agent-{member.agent_id}.pub")
+        _require(pinned == member.public_key, "the registered key is not the pinned one")
+        self._members[member.agent_id] = (
+            RosterMember(
+                agent_id=member.agent_id,
+                role=member.role,
+                key_id=member.key_id,
+                public_key=member.public_key,
+                family=member.family,
+            ),
+            member.roster_version,
+            None,
+        )
+
+    def _member_key(self, agent_id: AgentId) -> Ed25519Verifier:
+        return Ed25519Verifier.of(_find(self._members, agent_id, f"{agent_id} is not a member")[0].public_key)
+
+    def _roster(self, version: int) -> Roster:
+        return Roster(
+            version,
+            tuple(
+                m for m, since, until in self._members.values() if since <= version and not (until and until <= version)
+            ),
+        )
+
+    def _vote(self, cast: VoteCast) -> None:
+        payload = open_envelope(cast.envelope, self._member_key(cast.agent_id), VOTE_PAYLOAD_TYPE)
+        vote = codec.decode(Vote, payload)
+        _require(vote.agent_id == cast.agent_id, "the vote names another agent")
+        _require(vote.choice is cast.choice, "the recorded choice is not the signed one")
+        _, proposal_digest = _find(self._proposals, cast.proposal_id, "a vote on an unknown proposal")
+        _require(vote.proposal_digest == proposal_digest, "the vote is on other bytes")
+        votes = self._votes.setdefault(cast.proposal_id, {})
+        _require(vote.agent_id not in votes, "a second vote of the same agent")
+        votes[vote.agent_id] = (vote, digest(payload))
+        self._proofs.checked["votes"] += 1
+
+    def _decision(self, decided: ProposalDecided) -> None:
+        leader = Ed25519Verifier.of(load_public_key(self._keys / "leader.pub"))
+        decision = codec.decode(Decision, open_envelope(decided.envelope, leader, DECISION_PAYLOAD_TYPE))
+        proposal, proposal_digest = _find(self._proposals, decided.proposal_id, "a decision on an unknown proposal")
+        votes = self._votes.pop(decided.proposal_id, {})
+        counted = [vote for vote, key in votes.values() if key in decision.vote_digests]
+        _require(decision.proposal_digest == proposal_digest, "the decision is on other bytes")
+        _require(len(counted) == len(decision.vote_digests), "a counted vote is not in the ledger")
+        again = tally(QuorumPolicy(), self._roster(proposal.roster_version), proposal.trade_class, counted)
+        if decision.tally.outcome is Outcome.APPROVED:
+            _require(again.approved, f"counted again it is rejected: {', '.join(again.reasons)}")
+            self._approved[decision.decision_id] = decision
+        self._proofs.checked["decisions"] += 1
+
+    def _risk(self, event: EventEnvelope) -> None:
+        if not isinstance(event.payload, RiskApproved):
+            return
+        risk = Ed25519Verifier.of(load_public_key(self._keys / "risk-approval.pub"))
+        payload = open_envelope(event.payload.envelope, risk, APPROVAL_PAYLOAD_TYPE)
+        approval = event.payload.approval
+        _require(payload == codec.canonical(approval), "the recorded approval is not the signed one")
+        if approval.decision_id is not None:
+            _require(approval.decision_id in self._approved, "approved on a decision that did not approve")
+        _require(approval.approval_id not in self._proofs.approvals, "the approval was issued twice")
+        self._proofs.approvals[approval.approval_id] = approval
+        self._proofs.checked["approvals"] += 1
+
+    def _execution(self, event: EventEnvelope) -> None:
+        if not isinstance(event.payload, OrderInitialized):
+            return
+        order = event.payload
+        approval = _find(self._proofs.approvals, order.approval_id, "no verified approval")
+        _require(order.terms == approval.order, "the order is not the approved one")
+        _require(event.timestamp_ms <= approval.expires_ms, "the approval had expired")
+        client_order_id = order.terms.client_order_id
+        _require(client_order_id not in self._proofs.orders, "a second order on one approval")
+        self._proofs.orders[client_order_id] = order.approval_id
+        self._proofs.checked["orders"] += 1
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise TradingError(what, code="NOT_PROVEN")
+
+
+def _find(known: Mapping[K, V], key: K, otherwise: str) -> V:
+    try:
+        return known[key]
+    except KeyError:
+        raise TradingError(otherwise, code="NOT_PROVEN") from None
