@@ -1,0 +1,1 @@
+"""The wallet room: reads accounts on an EVM chain. This release holds no key and sends nothing."""
