@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 from trading.adapters.market_feed import (
     Fanout,
     FeedStatus,
+    InstrumentStatus,
     LocalMarketFeed,
     MarketFeed,
     MarketUpdate,
@@ -52,6 +53,7 @@ from trading.ports.clock import Clock
 __all__ = [
     "BookUpdate",
     "FeedStatus",
+    "InstrumentStatus",
     "LocalMarketFeed",
     "MarketFeed",
     "MarketStreamPublisher",
