@@ -16,6 +16,7 @@ from tests.bus_support import BUNDLED, eventually, server_of, settings_for, shor
 from trading.adapters import redis_server
 from trading.adapters.config import DeskHome
 from trading.adapters.embedded_redis import open_redis, provision_agent, revoke_agent
+from trading.adapters.file_lock import FileLock
 from trading.adapters.redis_acl import read_password
 from trading.adapters.redis_client import call, redis_time_ms, refused, unix_client
 from trading.domain.errors import ConfigurationError, InvalidValue, Unavailable
@@ -62,6 +63,13 @@ async def _leave(process: asyncio.subprocess.Process) -> None:
     assert process.returncode == 0
 
 
+def _is_free(path: Path) -> bool:
+    lock = FileLock(path)
+    taken = lock.try_lock(shared=True)
+    lock.release()
+    return taken
+
+
 async def _kill_server(home: DeskHome) -> None:
     pid = server_of(home).pid()
     assert pid is not None
@@ -74,11 +82,24 @@ async def test_processes_share_one_server_and_the_last_to_leave_stops_it(home: D
     async with open_redis(home, settings_for(home), "console", bus=BUNDLED) as redis:
         await _leave(first)
         second.kill()  # a process that is killed counts as gone
-        await second.communicate()
+        await second.communicate(b"")
         assert server_of(home).pid() == pid
         assert await call(redis, "GET", settings_for(home).key("market", "processes")) == b"2"
     assert not server_of(home).alive()
     assert not (home.bus / "redis.sock").exists()
+
+
+async def test_server_stops_by_itself_when_all_its_users_were_killed(home: DeskHome):
+    users = await asyncio.gather(_user_process(home), _user_process(home))
+    for user in users:
+        user.kill()
+        await user.communicate(b"")
+    assert server_of(home).alive()
+    await eventually(lambda: not server_of(home).alive(), timeout_s=20)
+    # Stopped in good order: the data is there for the next run, whose server gets a guard of its own.
+    async with open_redis(home, settings_for(home), "console", bus=BUNDLED) as redis:
+        assert await call(redis, "GET", settings_for(home).key("market", "processes")) == b"2"
+        await eventually(lambda: not _is_free(home.bus / "guard.lock"))
 
 
 async def test_users_in_one_process_share_too(home: DeskHome):

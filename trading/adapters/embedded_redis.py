@@ -6,7 +6,8 @@ Rules kept:
    (first of all when ``[bus] prefer_bundled`` is set, for runs that must not depend on the machine).
 2. No TCP port: a unix socket in a directory of mode 0700, one ACL user per writer, ``default`` off.
 3. A start lock lets one process at a time start or stop the server. Every user of it holds a shared lock; the last to
-   leave shuts it down. The kernel drops the locks of a killed process, so nothing has to be cleaned up by hand.
+   leave shuts it down. The kernel drops the locks of a killed process, so nothing has to be cleaned up by hand; if all
+   of them were killed, a guard process (``redis_guard``) stops the server two seconds later.
 4. The server itself holds a third lock through an inherited descriptor. "Is it alive?" is therefore answered by the
    kernel, not by a process id that may belong to somebody else by now.
 5. It keeps its data in an append-only file and never evicts. Killed, it is started again on the same data by whichever
@@ -18,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -26,7 +28,7 @@ from typing import Final, Literal
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from trading.adapters import redis_acl
+from trading.adapters import redis_acl, redis_guard
 from trading.adapters.config import DeskHome, DeskSettings, SectionModel, load_section
 from trading.adapters.file_lock import FileLock
 from trading.adapters.redis_client import call, unix_client, url_client
@@ -158,11 +160,13 @@ class EmbeddedRedis:
             self._prepare()
         try:
             await self._start_or_warn(required=required)
-            keeper = asyncio.create_task(self._keep_running(), name="embedded-redis-keeper")
+            leaving = asyncio.Event()
+            keeper = asyncio.create_task(self._keep_running(leaving), name="embedded-redis-keeper")
             try:
                 yield
             finally:
-                await _cancel(keeper)
+                leaving.set()  # not a cancellation: a restart that is under way is finished
+                await keeper
         finally:
             async with self.start_lock():
                 users.release()
@@ -199,6 +203,7 @@ class EmbeddedRedis:
         async with self.start_lock():
             if not self.alive():
                 await self._launch()
+                await self._start_guard()
             await self._wait_until_ready()
 
     @asynccontextmanager
@@ -233,10 +238,12 @@ class EmbeddedRedis:
                 raise
             _log.exception("the embedded Redis did not start; going on without it")
 
-    async def _keep_running(self) -> None:
-        while True:
-            await asyncio.sleep(self._bus.watch_ms / 1000)
-            if self.alive():
+    async def _keep_running(self, leaving: asyncio.Event) -> None:
+        while not leaving.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._bus.watch_ms / 1000):
+                    await leaving.wait()
+            if leaving.is_set() or self.alive():
                 continue
             _log.warning("the embedded Redis has died; starting it again on the same data")
             try:
@@ -267,6 +274,16 @@ class EmbeddedRedis:
             alive.close()  # not an unlock: the server inherited the descriptor and with it the lock
         if process.returncode:
             raise Unavailable(f"{binary.name} refused to start: {output.decode(errors='replace').strip()[-300:]}")
+
+    async def _start_guard(self) -> None:
+        # A plain file run with -I -S starts in a few milliseconds; it detaches itself and finds out if it is needed.
+        command = (sys.executable, "-I", "-S", redis_guard.__file__, str(self._directory))
+        nothing = asyncio.subprocess.DEVNULL
+        (self._directory / "guard.lock").touch(mode=0o600)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+        )
+        await process.wait()
 
     def _options(self, acl: Path) -> list[str]:
         options = {
@@ -326,8 +343,3 @@ class EmbeddedRedis:
 def _socket_path(home: DeskHome) -> Path:
     path = home.bus / "redis.sock"
     return path if len(os.fsencode(path)) < _SOCKET_PATH_MAX else home.socket("bus")
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
