@@ -1,0 +1,273 @@
+"""Check, reserve, sign: one order at a time, with nothing waiting in between.
+
+Rules kept here:
+
+- From reading the frame to reserving there is no await, so no two orders can pass on the same headroom.
+- What is signed is exact: the order as it will be sent, after rounding, with its band, cost and expiry.
+- The signature is made here and leaves only after the commit (service.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Final
+
+from trading.adapters import codec
+from trading.adapters.signing import seal
+from trading.domain.approvals import APPROVAL_PAYLOAD_TYPE, Approval, ApprovedOrder
+from trading.domain.denials import RiskDenial
+from trading.domain.identifiers import AgentId, ApprovalId, DecisionId, RequestId, client_order_id_for
+from trading.domain.market_data import Side
+from trading.domain.money import ZERO, divide, multiply
+from trading.domain.proposals import OrderIntent
+from trading.ports.clock import IdFactory
+from trading.ports.signing import Signer
+
+from .context import Frame, OrderContext
+from .policies.pipeline import RULES, RuleFunction, Verdict, evaluate, largest_quantity
+from .pricing import build_context, signed_terms
+from .rates import OrderRates, RecentOrders
+from .reservations import Reservation, ReservationBook
+
+NO_SCORE: Final = ZERO  # no risk model is installed
+_PREMISES: Final = 2  # attempts to find a size that passes
+
+
+@dataclass(frozen=True, slots=True)
+class Approved:
+    """An approval and its envelope; may not leave the process before its commit.
+
+    Attributes:
+        content: what a repetition is recognised by; empty when it was read back from the ledger.
+    """
+
+    approval: Approval
+    envelope: str
+    content: tuple[object, ...] = ()
+
+
+Outcome = Approved | RiskDenial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """On whose behalf orders are judged, and what stands behind them.
+
+    Attributes:
+        decision_id: the decision named, verified or not.
+        problem: why it does not hold; empty when it does or none was named.
+        expires_ms: the decision's own expiry; None without one.
+    """
+
+    request_id: RequestId
+    decision_id: DecisionId | None = None
+    problem: str = ""
+    expires_ms: int | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether a verified decision stands behind the orders."""
+        return self.decision_id is not None and not self.problem
+
+
+class Assessor:
+    """Judges orders against a frame and reserves for those that pass."""
+
+    def __init__(
+        self,
+        signer: Signer,
+        ids: IdFactory,
+        rates: OrderRates,
+        recent: RecentOrders,
+        rules: Sequence[RuleFunction] = RULES,
+    ) -> None:
+        self._signer = signer
+        self._ids = ids
+        self._rates = rates
+        self._recent = recent
+        self._rules = tuple(rules)
+
+    def assess(self, frame: Frame, intent: OrderIntent, agent_id: AgentId, ask: Ask) -> Outcome:
+        """Judge one order; when it passes, reserve for it and sign it."""
+        content = _content(agent_id, intent)
+        context = build_context(
+            frame,
+            intent,
+            agent_id,
+            decided=ask.decided,
+            decision_problem=ask.problem,
+            rate_ok=self._rates.take(agent_id, frame.now_ms),
+            duplicate_ms=self._recent.age_ms(content, frame.now_ms),
+        )
+        verdict = evaluate(context, self._rules)
+        if not verdict.passed:
+            return self._deny(context, verdict, ask)
+        approval = self._approve(context, ask)
+        frame.reservations.add(reservation_of(approval, context.unit_cost))
+        self._recent.add(content, frame.now_ms)
+        payload = codec.canonical(approval)
+        return Approved(approval, seal(payload, APPROVAL_PAYLOAD_TYPE, self._signer).to_json(), content)
+
+    def check(self, frame: Frame, intent: OrderIntent, agent_id: AgentId) -> tuple[OrderContext, Verdict]:
+        """Judge one order in words, counting and reserving nothing."""
+        context = build_context(
+            frame,
+            intent,
+            agent_id,
+            decided=False,
+            rate_ok=self._rates.tokens(agent_id, frame.now_ms) > 0,
+            duplicate_ms=self._recent.age_ms(_content(agent_id, intent), frame.now_ms),
+            explain=True,
+        )
+        return context, evaluate(context, self._rules)
+
+    def take_back(self, reservations: ReservationBook, approvals: Sequence[Approved]) -> None:
+        """Undo reservations whose approvals are certainly not in the ledger."""
+        for item in approvals:
+            reservations.remove(item.approval.approval_id)
+            self._recent.forget(item.content)
+
+    def largest(self, context: OrderContext) -> OrderIntent | None:
+        """Return the same order at the largest size that passes every rule now, None when no size does."""
+        quantity = largest_quantity(context)
+        instrument = context.instrument
+        if quantity is None or instrument is None:
+            return None
+        for _ in range(_PREMISES):
+            if quantity <= 0:
+                return None
+            intent = replace(context.intent, quantity=quantity)
+            if evaluate(_again(context, intent), self._rules).passed:
+                return intent
+            quantity -= instrument.quantity_step  # division may have rounded up by one step
+        return None
+
+    def nearest(self, context: OrderContext) -> OrderIntent | None:
+        """Return the legal order nearest to the one asked for: the venue's smallest if it was below, else smaller."""
+        instrument = context.instrument
+        price = context.limit_price or context.intent.stop_price
+        if instrument is None or price is None or price <= 0:
+            return None
+        least = instrument.smallest_quantity(price)
+        if context.quantity < least:
+            intent = replace(context.intent, quantity=least)
+            return intent if evaluate(_again(context, intent), self._rules).passed else None
+        floored = instrument.quantity_floor(context.quantity)
+        if floored != context.quantity:
+            intent = replace(context.intent, quantity=floored)
+            if evaluate(_again(context, intent), self._rules).passed:
+                return intent
+        largest = self.largest(context)
+        return largest if largest is not None and largest.quantity < context.quantity else None
+
+    def _deny(self, context: OrderContext, verdict: Verdict, ask: Ask) -> RiskDenial:
+        return RiskDenial(
+            request_id=ask.request_id,
+            agent_id=context.agent_id,
+            decision_id=ask.decision_id,
+            order=context.intent,
+            failures=verdict.failures,
+            nearest_legal=None if ask.problem else self.nearest(context),
+            denied_ms=context.frame.now_ms,
+        )
+
+    def _approve(self, c: OrderContext, ask: Ask) -> Approval:
+        if c.band_low is None or c.band_high is None or c.unit_cost is None:
+            raise AssertionError("a passed order has a price")
+        frame, limits = c.frame, c.limits
+        approval_id = ApprovalId(self._ids.new_id())
+        expires = frame.now_ms + (limits.ttl_ms_decided if ask.decided else limits.ttl_ms_interactive)
+        if ask.expires_ms is not None:
+            expires = min(expires, ask.expires_ms)
+        return Approval(
+            approval_id=approval_id,
+            request_id=ask.request_id,
+            decision_id=ask.decision_id,
+            agent_id=c.agent_id,
+            mode=frame.mode,
+            order=_terms(c, approval_id),
+            effect=c.effect,
+            band_low=c.band_low,
+            band_high=c.band_high,
+            max_notional=_most(c, c.unit_cost, c.band_high),
+            policy_version=frame.policy.version,
+            policy_digest=frame.policy.digest,
+            epoch=frame.epoch,
+            risk_score=NO_SCORE,
+            issued_ms=frame.now_ms,
+            expires_ms=expires,
+            key_id=self._signer.key_id,
+        )
+
+
+def reservation_of(approval: Approval, unit_cost: Decimal | None = None) -> Reservation:
+    """Return what an approval reserves.
+
+    Args:
+        approval: the promise.
+        unit_cost: quote per base with fees; from the approval's own maximum when it is read back after a restart.
+    """
+    order = approval.order
+    return Reservation(
+        approval_id=approval.approval_id,
+        agent_id=approval.agent_id,
+        instrument_id=order.instrument_id,
+        side=order.side,
+        effect=approval.effect,
+        quantity=order.quantity,
+        unit_cost=unit_cost if unit_cost is not None else divide(approval.max_notional, order.quantity),
+    )
+
+
+def _terms(c: OrderContext, approval_id: ApprovalId) -> ApprovedOrder:
+    intent = c.intent
+    order_type, time_in_force = signed_terms(intent)
+    return ApprovedOrder(
+        account_id=intent.account_id,
+        venue=intent.venue,
+        symbol=intent.symbol,
+        side=intent.side,
+        order_type=order_type,
+        time_in_force=time_in_force,
+        quantity=c.quantity,
+        limit_price=c.limit_price,
+        stop_price=intent.stop_price,
+        post_only=intent.post_only,
+        reduce_only=intent.reduce_only,
+        client_order_id=client_order_id_for(approval_id, intent.venue),
+    )
+
+
+def _most(c: OrderContext, unit_cost: Decimal, band_high: Decimal) -> Decimal:
+    """Return the most quote that may be spent or received: a sell may trade above its limit, up to the band."""
+    if c.intent.side is Side.BUY or c.worst is None:
+        return multiply(c.quantity, unit_cost)
+    return multiply(c.quantity, max(c.worst, band_high))
+
+
+def _content(agent_id: AgentId, intent: OrderIntent) -> tuple[object, ...]:
+    return (
+        agent_id,
+        intent.venue,
+        intent.symbol,
+        intent.side,
+        intent.order_type,
+        intent.quantity,
+        intent.limit_price,
+        intent.stop_price,
+    )
+
+
+def _again(c: OrderContext, intent: OrderIntent) -> OrderContext:
+    """Return the same question for another size."""
+    return build_context(
+        c.frame,
+        intent,
+        c.agent_id,
+        decided=c.decided,
+        decision_problem=c.decision_problem,
+        rate_ok=c.rate_ok,
+        duplicate_ms=None,
+    )

@@ -1,0 +1,200 @@
+"""What a rule may look at: one moment of the desk (Frame) and one order within it (OrderContext).
+
+A frame is built once for every step of a batch; what changes inside a step (reservations, rates) is read live, because
+nothing else runs between reading it and reserving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final
+
+from trading.domain.approvals import Effect, Epoch, TradingState
+from trading.domain.denials import Rule, RuleResult
+from trading.domain.identifiers import AgentId, Currency
+from trading.domain.instruments import Instrument, InstrumentId
+from trading.domain.market_data import OrderBook
+from trading.domain.money import plain
+from trading.domain.proposals import Mode, OrderIntent
+
+from .limits import Policy, RiskLimits, SymbolLimits
+from .portfolio import Portfolio
+from .reservations import AgentUse, Exposure, ReservationBook
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarketFrame:
+    """One instrument's rules and prices at the frame's moment.
+
+    Attributes:
+        mid: the newest two-sided mid, however old; None if there never was one.
+        problem: why the market may not price new risk; empty when it may.
+    """
+
+    instrument: Instrument | None
+    instrument_age_ms: int | None
+    book: OrderBook | None
+    mid: Decimal | None
+    age_ms: int | None
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """The desk at one moment, as risk itself read it; nothing in here comes from a request.
+
+    Attributes:
+        marks: quote per unit of each other currency, fresh mids only.
+        execution_age_ms: since execution's last heartbeat; None when there never was one.
+        daily_result: quote earned by trading since 00:00 UTC, negative is a loss; None when it cannot be known.
+        equity: quote; None when it cannot be known.
+    """
+
+    now_ms: int
+    mode: Mode
+    policy: Policy
+    state: TradingState
+    epoch: Epoch
+    markets: Mapping[InstrumentId, MarketFrame]
+    marks: Mapping[Currency, Decimal]
+    portfolio: Portfolio
+    portfolio_age_ms: int | None
+    execution_age_ms: int | None
+    daily_result: Decimal | None
+    equity: Decimal | None
+
+    @property
+    def limits(self) -> RiskLimits:
+        """The limits in force."""
+        return self.policy.limits
+
+    @property
+    def reservations(self) -> ReservationBook:
+        """The live reservations."""
+        return self.portfolio.reservations
+
+
+#: Shared results of rules that passed and whose figures nobody asked for.
+_PASSED: Final = {rule: RuleResult(rule=rule, passed=True, limit="", observed="", message="") for rule in Rule}
+
+
+class OrderContext:
+    """One order against one frame, with the figures that several rules share.
+
+    Attributes:
+        limit_price: what would be signed: for a market order the edge of the band.
+        worst: quote per base that the order may trade at, at worst for us; None without a market.
+        notional: quantity at ``worst``.  unit_cost: quote per base with fees.
+        closable: base that an order on this side could still reduce.
+        walked: base that the book gives inside the band, for market orders.
+        rate_ok: whether the agent and the desk were within their rates when it was asked.
+        duplicate_ms: age of the same content, approved before; None when there is none.
+        decided: whether a verified decision stands behind it.  decision_problem: why one that was named does not.
+        explain: whether rules that pass must say so in words.
+    """
+
+    __slots__ = (
+        "agent_id",
+        "band_high",
+        "band_low",
+        "closable",
+        "decided",
+        "decision_problem",
+        "duplicate_ms",
+        "effect",
+        "explain",
+        "exposure",
+        "fee_rate",
+        "frame",
+        "instrument",
+        "intent",
+        "limit_price",
+        "limits",
+        "market",
+        "notional",
+        "quantity",
+        "rate_ok",
+        "symbol_limits",
+        "unit_cost",
+        "use",
+        "walked",
+        "worst",
+    )
+
+    frame: Frame
+    limits: RiskLimits
+    symbol_limits: SymbolLimits | None
+    market: MarketFrame
+    instrument: Instrument | None
+    intent: OrderIntent
+    agent_id: AgentId
+    quantity: Decimal
+    effect: Effect
+    closable: Decimal
+    limit_price: Decimal | None
+    worst: Decimal | None
+    notional: Decimal | None
+    unit_cost: Decimal | None
+    fee_rate: Decimal
+    band_low: Decimal | None
+    band_high: Decimal | None
+    walked: Decimal | None
+    exposure: Exposure
+    use: AgentUse
+    rate_ok: bool
+    duplicate_ms: int | None
+    decided: bool
+    decision_problem: str
+    explain: bool
+
+    @property
+    def reduces(self) -> bool:
+        """Whether the order can only bring the position nearer to zero."""
+        return self.effect is Effect.REDUCE
+
+    def judge(
+        self,
+        rule: Rule,
+        passed: bool,
+        limit: object,
+        observed: object,
+        message: str,
+        headroom: object = "",
+    ) -> RuleResult:
+        """Return the verdict; the texts are only made when somebody will read them."""
+        if passed and not self.explain:
+            return _PASSED[rule]
+        return RuleResult(
+            rule=rule,
+            passed=passed,
+            limit=_text(limit),
+            observed=_text(observed),
+            message=message,
+            headroom=_text(headroom),
+        )
+
+    def agree(self, rule: Rule, limit: object, observed: object, message: str) -> RuleResult:
+        """Return a verdict that passes."""
+        if not self.explain:
+            return _PASSED[rule]
+        return RuleResult(rule=rule, passed=True, limit=_text(limit), observed=_text(observed), message=message)
+
+    def refuse(self, rule: Rule, limit: object, observed: object, message: str) -> RuleResult:
+        """Return a verdict that fails."""
+        return RuleResult(rule=rule, passed=False, limit=_text(limit), observed=_text(observed), message=message)
+
+    def missing(self, rule: Rule, message: str, limit: object = "") -> RuleResult:
+        """Refuse because there is nothing to judge by."""
+        return RuleResult(rule=rule, passed=False, limit=_text(limit), observed="", message=message)
+
+    def exempt(self, rule: Rule, limit: object = "") -> RuleResult:
+        """Let a reducing order pass a rule that guards increases only, so that no exit is trapped."""
+        return self.agree(rule, limit, "", "guards increases only; this order reduces")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Decimal):
+        return plain(value)
+    return str(value)

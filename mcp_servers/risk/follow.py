@@ -1,0 +1,124 @@
+"""Follows execution's ledger: rebuilds the reservations at a start and releases them as orders end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final
+
+from trading.adapters.ledger_follower import LedgerFollower
+from trading.domain.errors import LedgerError
+from trading.domain.events import AlarmRaised, ReservationReleased
+from trading.ports.clock import Clock
+from trading.ports.ledger import Ledger, LedgerReader, Row
+
+from .assessment import reservation_of
+from .journal import OPEN, RELEASE_ASKED, approved_of, release_unit
+from .portfolio import Changes, Portfolio
+
+log = logging.getLogger("grekko.risk")
+
+_POLL_MS: Final = 50
+
+
+class ExecutionFollower:
+    """Keeps the portfolio and the reservations at the newest execution event.
+
+    Args:
+        ledger: risk's own, where releases are written.
+        execution: execution's, read only.
+        rows: the ``approvals`` rows of open reservations by id, shared with the sign-off.
+        wakeups: hints that there is something new; without them the ledger is polled.
+        changed: called after events were applied.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        execution: LedgerReader,
+        portfolio: Portfolio,
+        rows: dict[str, Row],
+        clock: Clock,
+        wakeups: AsyncIterator[object] | None = None,
+        changed: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._portfolio = portfolio
+        self._rows = rows
+        self._changed = changed
+        self._follower = LedgerFollower(execution, wakeups=wakeups, poll_ms=_POLL_MS, clock=clock)
+        self._pending: list[ReservationReleased] = []
+        self._alarms: list[AlarmRaised] = []
+        self._writing = asyncio.Lock()
+
+    @property
+    def checked_ns(self) -> int | None:
+        """Monotonic time of the newest complete read, None before the first."""
+        return self._follower.checked_ns
+
+    async def rebuild(self) -> int:
+        """Load what is open and fold execution's whole ledger; return how many reservations are open then.
+
+        Raises:
+            LedgerError: one of the ledgers cannot be read.
+        """
+        for row in await self._ledger.rows("approvals", {"state": [OPEN, RELEASE_ASKED]}):
+            approved = approved_of(row)
+            self._portfolio.reservations.add(reservation_of(approved.approval))
+            self._rows[approved.approval.approval_id] = row
+        while events := await self._follower.read():
+            self._collect(self._portfolio.apply(events, live=False))
+        for foreign in self._portfolio.foreign_orders():
+            message = "an open order has no approval of this desk; it counts against the limits"
+            self._alarms.append(
+                AlarmRaised(code="ORDER_WITHOUT_APPROVAL", message=message, subject=foreign.order_id or "")
+            )
+        await self.write()
+        return len(self._portfolio.reservations)
+
+    async def step(self) -> int:
+        """Apply what is new now; return how many events there were."""
+        events = await self._follower.read()
+        await self._take(self._portfolio.apply(events, live=True))
+        return len(events)
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async for events in self._follower:
+            await self._take(self._portfolio.apply(events, live=True))
+
+    def notify(self) -> None:
+        """Make the next read come now."""
+        self._follower.notify()
+
+    async def write(self) -> None:
+        """Write releases and alarms that are not in the ledger yet; what fails is kept for the next time.
+
+        The reservations are gone from memory already: the evidence is in execution's ledger, and after a restart the
+        same evidence releases them again.
+        """
+        async with self._writing:
+            released, alarms = self._pending, self._alarms
+            if not released and not alarms:
+                return
+            self._pending, self._alarms = [], []
+            try:
+                await self._ledger.commit(release_unit(released, alarms, self._rows))
+            except LedgerError as error:
+                log.warning("releases are not written yet (%s)", error.code)
+                self._pending, self._alarms = released + self._pending, alarms + self._alarms
+                return
+            for event in released:
+                self._rows.pop(event.approval_id, None)
+
+    def _collect(self, changes: Changes) -> None:
+        self._pending.extend(changes.released)
+        self._alarms.extend(changes.alarms)
+
+    async def _take(self, changes: Changes) -> None:
+        self._collect(changes)
+        await self.write()
+        if self._changed is not None:
+            await self._changed()

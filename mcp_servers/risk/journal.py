@@ -1,0 +1,149 @@
+"""What risk writes: which events and rows belong in one commit, and how they are read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
+
+import orjson
+
+from trading.adapters import codec
+from trading.adapters.signing import Envelope
+from trading.domain.approvals import Approval
+from trading.domain.denials import RiskDenial
+from trading.domain.events import (
+    AlarmRaised,
+    EventMetadata,
+    LimitsLoaded,
+    ReservationReleased,
+    RiskApproved,
+    RiskDenied,
+)
+from trading.domain.identifiers import ProposalId, RequestId
+from trading.ports.ledger import EventDraft, Insert, LedgerReader, Row, Unit, Upsert
+
+from .assessment import Approved, Outcome
+from .limits import Policy
+
+OPEN: Final = "open"
+RELEASE_ASKED: Final = "release_requested"
+RELEASED: Final = "released"
+#: The stored answer of a request whose commit failed and was then made impossible.
+VOID: Final = '{"void":true}'
+
+
+def approval_row(item: Approved, principal: str) -> Row:
+    """Return the ``approvals`` row of a fresh approval."""
+    approval = item.approval
+    return {
+        "approval_id": approval.approval_id,
+        "request_id": approval.request_id,
+        "principal": principal,
+        "decision_id": approval.decision_id,
+        "agent_id": approval.agent_id,
+        "client_order_id": approval.order.client_order_id,
+        "state": OPEN,
+        "expires_ms": approval.expires_ms,
+        "envelope": item.envelope,
+        "created_ms": approval.issued_ms,
+    }
+
+
+def request_claim(principal: str, request_id: RequestId, digest: str, answer: str, now_ms: int) -> Insert:
+    """Return the row that makes a request unique."""
+    row = {
+        "principal": principal,
+        "request_id": request_id,
+        "digest": digest,
+        "answer": answer,
+        "created_ms": now_ms,
+    }
+    return Insert("requests", row)
+
+
+def request_unit(
+    *,
+    principal: str,
+    request_id: RequestId,
+    digest: str,
+    outcomes: Sequence[Outcome],
+    rows: Sequence[Row],
+    now_ms: int,
+    proposal_id: ProposalId | None = None,
+) -> Unit:
+    """Return one request's commit: its claim, its approvals and denials, and the decision it uses up."""
+    metadata = EventMetadata(correlation_id=proposal_id or request_id, causation_id=request_id)
+    claims = [request_claim(principal, request_id, digest, encode_answer(outcomes), now_ms)]
+    if proposal_id is not None and rows:
+        decision_id = rows[0]["decision_id"]
+        row = {"proposal_id": proposal_id, "decision_id": decision_id, "request_id": request_id}
+        claims.append(Insert("decisions_used", row))
+    return Unit(
+        events=tuple([EventDraft(_event(outcome), metadata) for outcome in outcomes]),
+        claims=tuple(claims),
+        writes=tuple([Insert("approvals", row) for row in rows]),
+    )
+
+
+def _event(outcome: Outcome) -> RiskApproved | RiskDenied:
+    if isinstance(outcome, RiskDenial):
+        return RiskDenied(denial=outcome)
+    return RiskApproved(approval=outcome.approval, envelope=outcome.envelope)
+
+
+def encode_answer(outcomes: Sequence[Outcome]) -> str:
+    """Return the stored answer: approvals by id (their envelopes have rows of their own), denials in full."""
+    items: list[object] = [
+        {"denial": item} if isinstance(item, RiskDenial) else {"approval_id": item.approval.approval_id}
+        for item in outcomes
+    ]
+    return codec.encode({"items": items}).decode()
+
+
+async def read_answer(reader: LedgerReader, answer: str) -> tuple[Outcome, ...] | None:
+    """Return what ``encode_answer`` wrote, None when the request was made void."""
+    data = cast("dict[str, Any]", orjson.loads(answer))
+    if data.get("void"):
+        return None
+    items = cast("list[dict[str, Any]]", data["items"])
+    ids = [str(item["approval_id"]) for item in items if "approval_id" in item]
+    rows = await reader.rows("approvals", {"approval_id": ids}) if ids else []
+    known = {str(row["approval_id"]): row for row in rows}
+    return tuple(
+        approved_of(known[item["approval_id"]])
+        if "approval_id" in item
+        else codec.decode_data(RiskDenial, item["denial"])
+        for item in items
+    )
+
+
+def approved_of(row: Row) -> Approved:
+    """Return an approval from its row."""
+    envelope = str(row["envelope"])
+    return Approved(codec.decode(Approval, Envelope.from_json(envelope).payload), envelope)
+
+
+def release_unit(
+    released: Sequence[ReservationReleased], alarms: Sequence[AlarmRaised], rows: Mapping[str, Row]
+) -> Unit:
+    """Return the commit that ends reservations; an approval without a row (another desk's) only leaves its event."""
+    return Unit(
+        events=tuple([EventDraft(event) for event in (*released, *alarms)]),
+        writes=tuple(
+            Upsert("approvals", {**rows[event.approval_id], "state": RELEASED})
+            for event in released
+            if event.approval_id in rows
+        ),
+    )
+
+
+def policy_unit(policy: Policy, *, is_new: bool, now_ms: int) -> Unit:
+    """Return the commit that puts limits in force."""
+    event = LimitsLoaded(
+        version=policy.version,
+        digest=policy.digest,
+        min_policy_version=policy.min_version,
+        document=policy.document,
+    )
+    row = {"version": policy.version, "digest": policy.digest, "document": policy.document, "loaded_ms": now_ms}
+    return Unit(events=(EventDraft(event),), writes=(Insert("policies", row),) if is_new else ())

@@ -1,0 +1,182 @@
+"""The limits a human set: one frozen document with a version and a digest that every approval carries.
+
+Amounts are decimal strings or integers in the file; a float is refused, because it cannot say exactly what was meant.
+Unknown keys refuse to start. A symbol without limits of its own may not be traded, except to close it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated, Any, Final, Self
+
+from pydantic import BeforeValidator, Field, StrictBool, model_validator
+
+from trading.adapters import codec
+from trading.adapters.config import SectionModel
+from trading.adapters.signing import digest
+from trading.domain.identifiers import AgentId, Symbol, parse_symbol
+from trading.domain.proposals import Mode, OrderType
+from trading.domain.voting import QuorumPolicy
+
+
+def _exact(value: object) -> object:
+    if isinstance(value, (float, bool)):
+        raise ValueError('write a decimal as text, for example "0.5"')
+    return value
+
+
+Amount = Annotated[Decimal, BeforeValidator(_exact), Field(gt=0)]
+Bps = Annotated[Decimal, BeforeValidator(_exact), Field(gt=0, lt=10_000)]
+Millis = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class SymbolLimits(SectionModel):
+    """Limits of one symbol.
+
+    Attributes:
+        order_quantity_max: base in one order.
+        order_notional_max: quote in one order, at its worst price.
+        position_quantity_max: base held in the worst case, either way.
+        collar_bps: how far a limit may lie on the adverse side of the mid.
+        stop_band_bps: how far a trigger may lie from the mid, on its own side.
+        impact_bps_max: how far a market order may walk the book from the mid.
+    """
+
+    order_quantity_max: Amount = Decimal("0.5")
+    order_notional_max: Amount = Decimal(25_000)
+    position_quantity_max: Amount = Decimal(1)
+    collar_bps: Bps = Decimal(100)
+    stop_band_bps: Bps = Decimal(2_000)
+    impact_bps_max: Bps = Decimal(50)
+
+
+class QuorumLimits(SectionModel):
+    """Risk's own floor for every vote; see ``trading.domain.voting.QuorumPolicy``.
+
+    Attributes:
+        consent_agents: the only members whose yes is the risk role's consent; empty: whoever the roster calls risk.
+    """
+
+    threshold_numerator: Count = 3
+    threshold_denominator: Count = 5
+    min_yes: Count = 2
+    min_yes_large: Count = 3
+    quorum: Count = 2
+    require_risk_consent: StrictBool = True
+    consent_agents: tuple[AgentId, ...] = ()
+
+    def policy(self) -> QuorumPolicy:
+        """Return the domain's form of these numbers."""
+        return QuorumPolicy(**self.model_dump(exclude={"consent_agents"}))
+
+
+def _symbols(value: object) -> object:
+    if isinstance(value, dict):
+        for key in value:  # pyright: ignore[reportUnknownVariableType]  # keys are checked right here
+            parse_symbol(str(key))  # pyright: ignore[reportUnknownArgumentType]
+    return value  # pyright: ignore[reportUnknownVariableType]  # pydantic validates it next
+
+
+class RiskLimits(SectionModel):
+    """Every limit of the desk. The defaults suit a paper account of 100,000 USDT on BTC/USDT.
+
+    Attributes:
+        symbols: limits by symbol; what is not listed is restricted.
+        order_types: what may be asked for.
+        gross_exposure_max: quote, sum over instruments of the worst case of each.
+        daily_loss_max: quote lost by trading since 00:00 UTC; reaching it trips to REDUCING.
+        band_bps_decided, band_bps_interactive: half width of the approved band, with and without a decision.
+        band_bps_exit: half width of the band of an order that only reduces.
+        ttl_ms_decided, ttl_ms_interactive: longest life of an approval, with and without a decision.
+        market_max_age_ms, instrument_max_age_ms, portfolio_max_age_ms, execution_max_age_ms: older counts as missing.
+        order_rate_per_s, order_burst: orders of one agent, refused ones included.
+        desk_rate_per_s, desk_burst: orders of all agents together.
+        duplicate_window_ms: how long the same order of the same agent is taken for a mistake; 0 turns the rule off.
+        open_approvals_max: approvals of one agent that are not used yet.
+        reserved_notional_max: quote reserved for one agent.
+        undecided_notional_max: quote; a larger order needs a decision of the vote.
+        undecided_modes: where orders without a decision are allowed at all.
+        clock_skew_ms: how far another room's clock may be ahead of ours.
+        reactivate_after_unclean_stop: paper only: resume by policy after a crash instead of waiting for the operator.
+    """
+
+    symbols: Annotated[dict[Symbol, SymbolLimits], BeforeValidator(_symbols)] = Field(
+        default={Symbol("BTC/USDT"): SymbolLimits()}
+    )
+    order_types: tuple[OrderType, ...] = tuple(OrderType)
+    gross_exposure_max: Amount = Decimal(60_000)
+    daily_loss_max: Amount = Decimal(2_000)
+    band_bps_decided: Bps = Decimal(100)
+    band_bps_interactive: Bps = Decimal(50)
+    band_bps_exit: Bps = Decimal(300)
+    ttl_ms_decided: Millis = 3_000
+    ttl_ms_interactive: Annotated[int, Field(gt=0, le=120_000)] = 60_000
+    market_max_age_ms: Millis = 2_000
+    instrument_max_age_ms: Millis = 86_400_000
+    portfolio_max_age_ms: Millis = 2_000
+    execution_max_age_ms: Millis = 3_000
+    order_rate_per_s: Count = 20
+    order_burst: Count = 40
+    desk_rate_per_s: Count = 200
+    desk_burst: Count = 400
+    duplicate_window_ms: Annotated[int, Field(ge=0)] = 2_000
+    open_approvals_max: Count = 20
+    reserved_notional_max: Amount = Decimal(50_000)
+    undecided_notional_max: Amount = Decimal(10_000)
+    undecided_modes: tuple[Mode, ...] = (Mode.PAPER, Mode.TESTNET)
+    clock_skew_ms: Millis = 1_000
+    reactivate_after_unclean_stop: StrictBool = True
+    quorum: QuorumLimits = QuorumLimits()
+
+    @model_validator(mode="after")
+    def _tighter_when_undecided(self) -> Self:
+        if self.band_bps_interactive > self.band_bps_decided:
+            raise ValueError("band_bps_interactive must not be wider than band_bps_decided")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Limits in force.
+
+    Attributes:
+        version: rises with every change of the document, never falls.
+        digest: SHA-256 of the document, 64 hexadecimal digits.
+        document: RFC 8785 text of the limits.
+        min_version: approvals under an older version are refused by execution.
+    """
+
+    limits: RiskLimits
+    version: int
+    digest: str
+    document: str
+    min_version: int
+
+
+def document_of(limits: RiskLimits) -> str:
+    """Return the canonical text of the limits; equal limits have equal text."""
+    data: dict[str, Any] = limits.model_dump()
+    return codec.canonical(data).decode()
+
+
+def policy_of(limits: RiskLimits, *, version: int, min_version: int | None = None) -> Policy:
+    """Return the limits as a policy of that version.
+
+    Args:
+        limits: what the operator wrote.
+        version: its number, >= 1.
+        min_version: the oldest version still honoured; this one unless told otherwise.
+    """
+    document = document_of(limits)
+    return Policy(limits, version, digest(document.encode()), document, min_version or version)
+
+
+#: Names shown by risk_get_limits as the origin of a value that nobody changed.
+DEFAULTS: Final = RiskLimits()
+
+
+def changed_fields(limits: RiskLimits) -> frozenset[str]:
+    """Return the names of top-level limits that differ from the defaults."""
+    return frozenset(name for name in RiskLimits.model_fields if getattr(limits, name) != getattr(DEFAULTS, name))

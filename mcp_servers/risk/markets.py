@@ -1,0 +1,114 @@
+"""Prices and venue rules as risk reads them itself: relabelled to the trading venue, judged for freshness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
+from typing import Protocol
+
+from trading.domain.identifiers import Currency
+from trading.domain.instruments import Instrument, InstrumentId
+from trading.domain.market_data import OrderBook
+from trading.domain.proposals import Mode
+
+from .context import MarketFrame
+from .limits import RiskLimits
+
+
+class MarketSource(Protocol):
+    """The part of a market feed that risk reads; answers from memory."""
+
+    def book(self, instrument_id: InstrumentId) -> OrderBook | None:
+        """Return the newest authenticated book, None if there never was one."""
+        ...
+
+    def instrument(self, instrument_id: InstrumentId) -> Instrument | None:
+        """Return the venue's rules, None when the instrument is unknown."""
+        ...
+
+
+class _Known:
+    """What is remembered of one instrument between frames."""
+
+    __slots__ = ("instrument", "mid", "raw", "seen_ms")
+
+    def __init__(self) -> None:
+        self.raw: Instrument | None = None
+        self.instrument: Instrument | None = None
+        self.mid: Decimal | None = None
+        self.seen_ms = 0
+
+
+class Markets:
+    """Builds the market part of a frame.
+
+    Args:
+        source: the market room's feed.
+        instruments: what the desk trades.
+        data_of: whose market data prices an instrument (the paper venue trades on another venue's book).
+        mode: outside paper the venue's own time must be fresh too.
+    """
+
+    def __init__(
+        self,
+        source: MarketSource,
+        instruments: tuple[InstrumentId, ...],
+        data_of: Callable[[InstrumentId], InstrumentId],
+        mode: Mode,
+    ) -> None:
+        self._source = source
+        self._data_of = {instrument_id: data_of(instrument_id) for instrument_id in instruments}
+        self._mode = mode
+        self._known = {instrument_id: _Known() for instrument_id in instruments}
+
+    def frames(self, limits: RiskLimits, now_ms: int) -> dict[InstrumentId, MarketFrame]:
+        """Return every instrument of the desk at this moment."""
+        return {instrument_id: self._frame(instrument_id, limits, now_ms) for instrument_id in self._data_of}
+
+    def _frame(self, instrument_id: InstrumentId, limits: RiskLimits, now_ms: int) -> MarketFrame:
+        data_id, known = self._data_of[instrument_id], self._known[instrument_id]
+        raw = self._source.instrument(data_id)
+        if raw is not None and raw is not known.raw:
+            known.raw, known.instrument = raw, replace(raw, id=instrument_id)
+            known.seen_ms = now_ms
+        book = self._source.book(data_id)
+        age = None if book is None else self._age_ms(book, now_ms)
+        mid = None if book is None else book.mid
+        problem = _problem(book, mid, age, limits.market_max_age_ms)
+        if mid is not None:
+            known.mid = mid
+        if not problem and raw is not None:
+            known.seen_ms = now_ms  # the market room is alive and stands by its rules
+        return MarketFrame(
+            instrument=known.instrument,
+            instrument_age_ms=max(0, now_ms - known.seen_ms) if known.instrument is not None else None,
+            book=book,
+            mid=known.mid,
+            age_ms=age,
+            problem=problem,
+        )
+
+    def _age_ms(self, book: OrderBook, now_ms: int) -> int:
+        age = book.age_ms(now_ms)
+        return age if self._mode is Mode.PAPER else max(age, now_ms - book.venue_ts_ms)
+
+
+def _problem(book: OrderBook | None, mid: Decimal | None, age_ms: int | None, max_age_ms: int) -> str:
+    if book is None or age_ms is None:
+        return "there is no market data"
+    if not book.bids or not book.asks:
+        return "the book is one-sided"
+    if mid is None:
+        return "the book is crossed or locked"
+    return "" if age_ms <= max_age_ms else f"the book is {age_ms} ms old"
+
+
+def marks_of(markets: dict[InstrumentId, MarketFrame], quote: Currency) -> dict[Currency, Decimal]:
+    """Return the fresh mid of every currency that the desk trades against ``quote``."""
+    marks: dict[Currency, Decimal] = {}
+    for market in markets.values():
+        instrument = market.instrument
+        if instrument is not None and instrument.quote == quote and market.mid is not None and not market.problem:
+            marks[instrument.base] = market.mid
+    return marks

@@ -1,0 +1,244 @@
+"""What we hold and what is open, folded from execution's ledger.
+
+The fold itself is ``trading.domain.accounts.AccountBook``, shared with execution, the console and the audit. Here it is
+joined with the reservations: a fill moves quantity from the promise to the position in the same step, and an approval
+stops counting only when the ledger says how it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from trading.domain.accounts import AccountBook, split_symbol
+from trading.domain.approvals import ApprovedOrder, Effect, Fate
+from trading.domain.events import (
+    AccountFunded,
+    AlarmRaised,
+    ApprovalEnded,
+    EventEnvelope,
+    OrderFilled,
+    OrderInitialized,
+    ReservationReleased,
+)
+from trading.domain.identifiers import AccountId, AgentId, ApprovalId, Currency, OrderId
+from trading.domain.instruments import InstrumentId
+from trading.domain.market_data import Side
+from trading.domain.money import ZERO, add, multiply, subtract
+from trading.domain.orders import Order, OrderStatus
+
+from .reservations import Reservation, ReservationBook, unit_cost_of
+
+#: Fee assumed for an order that risk has no approval for; above every spot venue's published rate.
+_FOREIGN_FEE = Decimal("0.02")
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a batch of execution events means for risk's own ledger."""
+
+    released: tuple[ReservationReleased, ...] = ()
+    alarms: tuple[AlarmRaised, ...] = ()
+
+
+class Portfolio:
+    """Balances, positions and reservations of one account at the last event applied.
+
+    Args:
+        account_id: events of other accounts are ignored.
+        reservations: shared with the check, which adds to it.
+        quote: the currency profit and loss is counted in.
+    """
+
+    def __init__(self, account_id: AccountId, reservations: ReservationBook, quote: Currency) -> None:
+        self.account_id = account_id
+        self.quote = quote
+        self.reservations = reservations
+        self.book = AccountBook(account_id)
+        self.applied_seq = 0
+        self.polled_ms = 0
+        self.funded: dict[Currency, Decimal] = {}
+        self._reported: dict[OrderId, Decimal] = {}
+        self._behind_since_ms: int | None = None
+        self._behind_seq = 0
+
+    # -- what the rules ask -----------------------------------------------------------------------------------------
+
+    def held(self, instrument_id: InstrumentId) -> Decimal:
+        """Return base held, from any source; negative if more was sold than there was."""
+        base, _ = split_symbol(instrument_id)
+        return self.book.totals.get(base, ZERO)
+
+    def reducible(self, instrument_id: InstrumentId) -> Decimal:
+        """Return base that selling would bring the position nearer to zero by, ignoring what is already open.
+
+        The smaller of the position that our fills built and the balance: execution re-checks against the position.
+        """
+        position = self.book.positions.get(instrument_id)
+        if position is None:
+            return ZERO
+        return max(ZERO, min(position.quantity, self.held(instrument_id)))
+
+    def closable(self, instrument_id: InstrumentId, side: Side) -> Decimal:
+        """Return base that a further reduce may have: the position less everything already on its way out."""
+        if side is Side.BUY:
+            return ZERO  # spot: there are no short positions to buy back
+        open_sells = self.reservations.exposure(instrument_id).sell_open
+        return max(ZERO, subtract(self.reducible(instrument_id), open_sells))
+
+    def total(self, currency: Currency) -> Decimal:
+        """Return everything held of one currency."""
+        return self.book.totals.get(currency, ZERO)
+
+    def equity(self, marks: Mapping[Currency, Decimal]) -> Decimal | None:
+        """Return the account's worth in quote; None while a held currency has no mark."""
+        return self._worth(self.book.totals, marks)
+
+    def trading_result(self, marks: Mapping[Currency, Decimal]) -> Decimal | None:
+        """Return what trading has earned since the beginning, in quote, after fees; None without marks.
+
+        Everything beyond what was paid in, valued now: a deposit is no profit and a withdrawal no loss.
+        """
+        beyond = {
+            currency: subtract(self.book.totals.get(currency, ZERO), self.funded.get(currency, ZERO))
+            for currency in self.book.totals
+        }
+        return self._worth(beyond, marks)
+
+    def _worth(self, amounts: Mapping[Currency, Decimal], marks: Mapping[Currency, Decimal]) -> Decimal | None:
+        worth = ZERO
+        for currency, amount in amounts.items():
+            if currency == self.quote:
+                worth = add(worth, amount)
+            elif amount:
+                mark = marks.get(currency)
+                if mark is None:
+                    return None
+                worth = add(worth, multiply(amount, mark))
+        return worth
+
+    # -- freshness --------------------------------------------------------------------------------------------------
+
+    def polled(self, now_ms: int) -> None:
+        """Note that the ledger was read to its end."""
+        self.polled_ms = max(self.polled_ms, now_ms)
+
+    def expect(self, ledger_seq: int, now_ms: int) -> None:
+        """Note how far execution says its ledger goes; what we lack for too long makes us stale."""
+        if ledger_seq > self.applied_seq and self._behind_since_ms is None:
+            self._behind_since_ms, self._behind_seq = now_ms, ledger_seq
+
+    def age_ms(self, now_ms: int) -> int | None:
+        """Return how old this picture may be; None before the first successful read."""
+        if not self.polled_ms:
+            return None
+        age = max(0, now_ms - self.polled_ms)
+        if self._behind_since_ms is not None:
+            age = max(age, now_ms - self._behind_since_ms)
+        return age
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    def apply(self, envelopes: Sequence[EventEnvelope], *, live: bool) -> Changes:
+        """Take execution events in order.
+
+        Args:
+            envelopes: the next events; those already applied are skipped.
+            live: False while rebuilding: an order without an approval is then normal, because approvals that ended
+                before are not loaded any more.
+        """
+        released: list[ReservationReleased] = []
+        alarms: list[AlarmRaised] = []
+        for envelope in envelopes:
+            if envelope.seq <= self.applied_seq:
+                continue
+            self._apply(envelope, released, alarms, live=live)
+            self.applied_seq = envelope.seq
+        if self._behind_since_ms is not None and self.applied_seq >= self._behind_seq:
+            self._behind_since_ms = None
+        return Changes(tuple(released), tuple(alarms))
+
+    def foreign_orders(self) -> list[Reservation]:
+        """Return the open orders that risk never approved."""
+        return [item for item in self.reservations if item.foreign]
+
+    def _apply(
+        self,
+        envelope: EventEnvelope,
+        released: list[ReservationReleased],
+        alarms: list[AlarmRaised],
+        *,
+        live: bool,
+    ) -> None:
+        event = envelope.payload
+        alarm = self.book.apply(event, now_ms=envelope.timestamp_ms)
+        if alarm is not None and isinstance(event, OrderFilled) and live:
+            alarms.append(_alarm(alarm.value, "a fill came that should not have; it counts", event.fill.order_id))
+        match event:
+            case OrderInitialized():
+                if event.terms.account_id == self.account_id:
+                    self._consumed(event, alarms, live=live)
+            case OrderFilled(fill=fill):
+                self._reported[fill.order_id] = event.filled
+            case ApprovalEnded(fate=Fate.LAPSED | Fate.VOIDED):
+                self._release(event.approval_id, event.fate.value, released)
+                return
+            case AccountFunded(account_id=self.account_id):
+                self.funded[event.currency] = add(self.funded.get(event.currency, ZERO), event.amount)
+                return
+            case _:
+                pass
+        order_id = getattr(event, "order_id", None) or (event.fill.order_id if isinstance(event, OrderFilled) else None)
+        order = self.book.order(order_id) if order_id is not None else None
+        if order is not None:
+            self._follow(order, released)
+
+    def _consumed(self, event: OrderInitialized, alarms: list[AlarmRaised], *, live: bool) -> None:
+        if self.reservations.get(event.approval_id) is None:
+            self.reservations.add(_foreign(event.approval_id, event.agent_id, event.effect, event.terms))
+            if live:
+                message = "execution has an order for which risk holds no approval"
+                alarms.append(_alarm("ORDER_WITHOUT_APPROVAL", message, event.order_id))
+        self.reservations.consume(event.approval_id, event.order_id)
+
+    def _follow(self, order: Order, released: list[ReservationReleased]) -> None:
+        """Let the reservation count for what may still trade, or end it on terminal evidence."""
+        if order.is_terminal and self._fills_complete(order):
+            self._reported.pop(order.order_id, None)
+            self._release(order.approval_id, order.status.value, released)
+            return
+        leaves = max(ZERO, subtract(order.terms.quantity, order.filled))
+        if not order.is_terminal and self.reservations.get(order.approval_id) is None:
+            # Real world: an order thought absent is found alive. It counts again from here.
+            self.reservations.add(_foreign(order.approval_id, order.agent_id, order.effect, order.terms))
+            self.reservations.consume(order.approval_id, order.order_id)
+        self.reservations.shrink(order.approval_id, leaves)
+
+    def _fills_complete(self, order: Order) -> bool:
+        """Whether every fill the venue reported is in the book, so that nothing is counted by neither side."""
+        if order.status is OrderStatus.FILLED and order.filled < order.terms.quantity:
+            return False
+        return order.filled >= self._reported.get(order.order_id, ZERO)
+
+    def _release(self, approval_id: ApprovalId, evidence: str, released: list[ReservationReleased]) -> None:
+        reservation = self.reservations.remove(approval_id)
+        if reservation is not None and not reservation.foreign:
+            released.append(ReservationReleased(approval_id=approval_id, evidence=evidence))
+
+
+def _foreign(approval_id: ApprovalId, agent_id: AgentId, effect: Effect, terms: ApprovedOrder) -> Reservation:
+    return Reservation(
+        approval_id=approval_id,
+        agent_id=agent_id,
+        instrument_id=terms.instrument_id,
+        side=terms.side,
+        effect=effect,
+        quantity=terms.quantity,
+        unit_cost=unit_cost_of(terms, _FOREIGN_FEE),
+        foreign=True,
+    )
+
+
+def _alarm(code: str, message: str, subject: str) -> AlarmRaised:
+    return AlarmRaised(code=code, message=message, subject=subject)

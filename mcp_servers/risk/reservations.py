@@ -1,0 +1,195 @@
+"""What is promised and not yet over: every approval counts against the limits from the moment it is given.
+
+Rules kept here:
+
+- A reservation starts in the same step that checked the limits, before the signature exists.
+- It ends only by its fate (lapsed, voided) or by a terminal order whose fills are applied; never by risk's clock.
+  A grace period would break the limit: execution's clock may differ and the order may still be on its way.
+- A fill moves quantity from the reservation to the position in one step, so the worst case never shrinks in between.
+- Sums are kept by exact addition and subtraction; when nothing is open they are zero again.
+
+Source: EU RTS 6 Art. 15(2), "immediately include all orders sent"; docs/model (release by clock: limit broken).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+
+from trading.domain.approvals import ApprovedOrder, Effect
+from trading.domain.identifiers import AgentId, ApprovalId, OrderId
+from trading.domain.instruments import InstrumentId
+from trading.domain.market_data import Side
+from trading.domain.money import ONE, ZERO, add, multiply, subtract
+
+
+class Exposure:
+    """Open promises in one instrument.
+
+    Attributes:
+        buy_open, sell_open: base that may still be bought or sold.
+        buy_cost: quote that the buys may still cost, fees included.
+    """
+
+    __slots__ = ("buy_cost", "buy_open", "sell_open")
+
+    def __init__(self) -> None:
+        self.buy_open = ZERO
+        self.sell_open = ZERO
+        self.buy_cost = ZERO
+
+
+class AgentUse:
+    """What one agent holds open.
+
+    Attributes:
+        unused: approvals that no order has consumed yet.
+        notional: quote reserved.
+    """
+
+    __slots__ = ("notional", "unused")
+
+    def __init__(self) -> None:
+        self.unused = 0
+        self.notional = ZERO
+
+
+class Reservation:
+    """One approval, or one order that risk does not know, counted until it is over.
+
+    Attributes:
+        unit_cost: quote that one base may cost or bring at worst, fees included.
+        leaves: base that may still trade.
+        order_id: the order that consumed the approval, None before.
+        foreign: execution has this order but risk has no approval for it; it counts all the same.
+        uncertain: its commit failed and nobody knows yet whether it is in the ledger.
+    """
+
+    __slots__ = (
+        "agent_id",
+        "approval_id",
+        "effect",
+        "foreign",
+        "instrument_id",
+        "leaves",
+        "order_id",
+        "side",
+        "uncertain",
+        "unit_cost",
+    )
+
+    def __init__(
+        self,
+        *,
+        approval_id: ApprovalId,
+        agent_id: AgentId,
+        instrument_id: InstrumentId,
+        side: Side,
+        effect: Effect,
+        quantity: Decimal,
+        unit_cost: Decimal,
+        foreign: bool = False,
+    ) -> None:
+        self.approval_id = approval_id
+        self.agent_id = agent_id
+        self.instrument_id = instrument_id
+        self.side = side
+        self.effect = effect
+        self.leaves = quantity
+        self.unit_cost = unit_cost
+        self.order_id: OrderId | None = None
+        self.foreign = foreign
+        self.uncertain = False
+
+
+def unit_cost_of(order: ApprovedOrder, fee_rate: Decimal, *, price: Decimal | None = None) -> Decimal:
+    """Return what one base of this order may cost at worst, in quote with fees.
+
+    Args:
+        order: its limit price bounds it; a stop without one is taken at its trigger.
+        fee_rate: the dearer of the instrument's fees, a rate of notional.
+        price: overrides the order's own worst price.
+    """
+    worst = price or order.limit_price or order.stop_price or ZERO
+    return multiply(worst, add(ONE, fee_rate))
+
+
+class ReservationBook:
+    """All reservations of the account, with the sums that the rules read. Owned by one task at a time."""
+
+    def __init__(self) -> None:
+        self._open: dict[ApprovalId, Reservation] = {}
+        self._by_instrument: dict[InstrumentId, Exposure] = {}
+        self._by_agent: dict[AgentId, AgentUse] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Reservation]:
+        return iter(self._open.values())
+
+    def get(self, approval_id: ApprovalId) -> Reservation | None:
+        """Return an open reservation, None when there is none."""
+        return self._open.get(approval_id)
+
+    def exposure(self, instrument_id: InstrumentId) -> Exposure:
+        """Return the live sums of one instrument."""
+        found = self._by_instrument.get(instrument_id)
+        if found is None:
+            found = self._by_instrument[instrument_id] = Exposure()
+        return found
+
+    def exposures(self) -> dict[InstrumentId, Exposure]:
+        """Return the live sums of every instrument that ever had a reservation."""
+        return self._by_instrument
+
+    def agent(self, agent_id: AgentId) -> AgentUse:
+        """Return the live sums of one agent."""
+        found = self._by_agent.get(agent_id)
+        if found is None:
+            found = self._by_agent[agent_id] = AgentUse()
+        return found
+
+    def add(self, reservation: Reservation) -> None:
+        """Count a reservation; adding the same approval twice counts it once."""
+        if reservation.approval_id in self._open:
+            return
+        self._open[reservation.approval_id] = reservation
+        if reservation.order_id is None:
+            self.agent(reservation.agent_id).unused += 1
+        self._count(reservation, reservation.leaves)
+
+    def consume(self, approval_id: ApprovalId, order_id: OrderId) -> None:
+        """Note that an order now stands for the approval; the quantity goes on counting."""
+        reservation = self._open.get(approval_id)
+        if reservation is not None and reservation.order_id is None:
+            reservation.order_id = order_id
+            self.agent(reservation.agent_id).unused -= 1
+
+    def shrink(self, approval_id: ApprovalId, leaves: Decimal) -> None:
+        """Let the reservation count for ``leaves`` (base, >= 0) from now on, after a fill was applied."""
+        reservation = self._open.get(approval_id)
+        if reservation is not None:
+            self._count(reservation, subtract(leaves, reservation.leaves))
+            reservation.leaves = leaves
+
+    def remove(self, approval_id: ApprovalId) -> Reservation | None:
+        """Stop counting an approval; the caller has the evidence. Return what was removed."""
+        reservation = self._open.pop(approval_id, None)
+        if reservation is None:
+            return None
+        self._count(reservation, -reservation.leaves)
+        if reservation.order_id is None:
+            self.agent(reservation.agent_id).unused -= 1
+        return reservation
+
+    def _count(self, reservation: Reservation, change: Decimal) -> None:
+        cost = multiply(change, reservation.unit_cost)
+        exposure = self.exposure(reservation.instrument_id)
+        if reservation.side is Side.BUY:
+            exposure.buy_open = add(exposure.buy_open, change)
+            exposure.buy_cost = add(exposure.buy_cost, cost)
+        else:
+            exposure.sell_open = add(exposure.sell_open, change)
+        use = self.agent(reservation.agent_id)
+        use.notional = add(use.notional, cost)

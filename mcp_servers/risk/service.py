@@ -1,0 +1,458 @@
+"""The risk room without its protocol: what the tools, the tests and the benchmarks call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from trading.domain.approvals import TradingState
+from trading.domain.denials import RuleResult
+from trading.domain.errors import InvalidValue, LedgerError, Unavailable
+from trading.domain.events import HeadWitnessed, ServiceStarted, ServiceStopped
+from trading.domain.identifiers import AccountId, ApprovalId, Currency, DecisionId, RequestId, Symbol, Venue
+from trading.domain.instruments import InstrumentId
+from trading.domain.proposals import Mode, OrderIntent
+from trading.ports.clock import Clock, IdFactory
+from trading.ports.ledger import EventDraft, Ledger, LedgerReader, Row, Unit, Upsert
+from trading.ports.signing import Signer, Verifier
+
+from .assessment import Approved, Assessor
+from .breaker import SCOPE, Breaker, BreakerAnswer
+from .context import Frame
+from .daily import SCOPE as DAY_SCOPE
+from .daily import DailyResult, read_day_open
+from .decisions import DecisionVerifier, PinnedKeys
+from .follow import ExecutionFollower
+from .frames import FrameSource
+from .heartbeat import ExecutionPulse, Heartbeats, HeartbeatSink
+from .journal import OPEN, RELEASE_ASKED, approved_of, policy_unit
+from .limits import Policy, RiskLimits, document_of, policy_of
+from .markets import Markets, MarketSource
+from .operator_commands import OperatorCommand, OperatorCommands
+from .orders import OrderRequest, intent_of
+from .policies.pipeline import RULES, RuleFunction
+from .portfolio import Portfolio
+from .rates import OrderRates, RecentOrders
+from .reservations import ReservationBook
+from .sign_off import Answer, SignOff
+
+log = logging.getLogger("grekko.risk")
+
+RELEASE: Final = "0.1.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskParts:
+    """Everything the room is made of; ``bootstrap`` takes the real ones, tests their fakes.
+
+    Attributes:
+        ledger: risk's own, held under its lease.
+        execution, coordinator: the other rooms' ledgers, read only; without a coordinator no decision is accepted.
+        data_of: whose market data prices an instrument.
+        keys: pinned public keys of voters and leader; None accepts no decision.
+        operator: pins the operator's key; operator_directory: where command files are looked for.
+        heads: newest signed audit heads of other rooms, to be witnessed.
+    """
+
+    ledger: Ledger
+    execution: LedgerReader
+    coordinator: LedgerReader | None = None
+    market: MarketSource
+    signer: Signer
+    clock: Clock
+    ids: IdFactory
+    heartbeats: HeartbeatSink
+    limits: RiskLimits
+    desk: str = "desk"
+    mode: Mode = Mode.PAPER
+    account_id: AccountId
+    venue: Venue
+    quote: Currency
+    symbols: tuple[Symbol, ...]
+    data_of: Callable[[InstrumentId], InstrumentId]
+    keys: PinnedKeys | None = None
+    operator: Verifier | None = None
+    operator_directory: Path | None = None
+    heads: Sequence[Callable[[], HeadWitnessed | None]] = ()
+    wakeups: AsyncIterator[object] | None = None
+    rules: Sequence[RuleFunction] = RULES
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What ``check_order`` found; nothing was reserved or counted.
+
+    Attributes:
+        max_allowed_now: the same order at the largest size that passes now, None when no size does.
+        nearest_legal: the legal order nearest to a refused one.
+    """
+
+    intent: OrderIntent
+    passed: bool
+    results: tuple[RuleResult, ...]
+    max_allowed_now: OrderIntent | None
+    nearest_legal: OrderIntent | None
+    effect: str
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalReport:
+    """One approval as it stands.
+
+    Attributes:
+        state: open, release_requested or released.
+        fate: what execution wrote: consumed, lapsed, voided, or empty while it is undecided.
+    """
+
+    approved: Approved
+    state: str
+    fate: str
+    order_id: str
+
+
+@dataclass(slots=True)
+class _Live:
+    """What exists only once the room has started."""
+
+    breaker: Breaker
+    frames: FrameSource
+    sign_off: SignOff
+    follower: ExecutionFollower
+    heartbeats: Heartbeats
+    commands: OperatorCommands | None
+    clean: bool
+    witnessed: dict[str, int] = field(default_factory=dict[str, int])
+
+
+class RiskService:
+    """One account's risk room. ``start``, then answer; ``background`` keeps it current."""
+
+    def __init__(self, parts: RiskParts) -> None:
+        self.parts = parts
+        self.reservations = ReservationBook()
+        self.portfolio = Portfolio(parts.account_id, self.reservations, parts.quote)
+        self.pulse = ExecutionPulse()
+        self.ready = False
+        self.failed = ""
+        self._rows: dict[str, Row] = {}
+        self._stopping = False
+        self._opened: _Live | None = None
+        now_ms = parts.clock.now_ms()
+        limits = parts.limits
+        self.assessor = Assessor(
+            parts.signer,
+            parts.ids,
+            OrderRates(
+                (limits.order_rate_per_s, limits.order_burst),
+                (limits.desk_rate_per_s, limits.desk_burst),
+                now_ms=now_ms,
+            ),
+            RecentOrders(limits.duplicate_window_ms),
+            parts.rules,
+        )
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take up the work of the last run: a new generation, the limits, the reservations, then the breaker.
+
+        Raises:
+            LedgerError: a ledger cannot be read or written; nothing was opened.
+        """
+        parts, now_ms = self.parts, self.parts.clock.now_ms()
+        clean = await _was_clean(parts.ledger)
+        policy, is_new = await _policy(parts.ledger, parts.limits)
+        states = {str(row["scope"]): row for row in await parts.ledger.rows("desk_state")}
+        started = ServiceStarted(
+            generation=parts.ledger.generation, mode=parts.mode.value, release=RELEASE, clean=clean
+        )
+        await parts.ledger.commit(Unit(events=(EventDraft(started),)))
+        await parts.ledger.commit(policy_unit(policy, is_new=is_new, now_ms=now_ms))
+        self._opened = live = self._wire(policy, states, clean=clean)
+        await live.heartbeats.beat()
+        await live.follower.rebuild()
+        may_reactivate = parts.mode is Mode.PAPER and policy.limits.reactivate_after_unclean_stop
+        await live.breaker.open(clean=clean, may_reactivate=may_reactivate)
+        self.ready = True
+
+    async def stop(self, reason: str = "stopped") -> None:
+        """Finish what is under way and write that the stop was in good order."""
+        self._stopping = True
+        if self._opened is None or self.failed:
+            return
+        live = self.live
+        await live.sign_off.close()
+        await live.sign_off.settle()
+        await live.follower.write()
+        if live.sign_off.uncertain or not await live.breaker.save():
+            return  # something is unknown: the next start must look at it as after a crash
+        stopped = ServiceStopped(generation=self.parts.ledger.generation, reason=reason)
+        await self.parts.ledger.commit(Unit(events=(EventDraft(stopped),)))
+
+    @property
+    def live(self) -> _Live:
+        """The running parts.
+
+        Raises:
+            Unavailable: not started, or the lease was lost.
+        """
+        if self._opened is None or self.failed:
+            raise Unavailable(self.failed or "risk has not started yet", code="RISK_NOT_READY")
+        return self._opened
+
+    async def tick(self) -> None:
+        """Do what is due about twice a second: heartbeat, daily loss, and whatever could not be written before."""
+        live = self.live
+        frame = live.frames.take()
+        result, limit = frame.daily_result, frame.limits.daily_loss_max
+        if result is not None and result <= -limit and live.breaker.state is TradingState.ACTIVE:
+            await live.breaker.trip(
+                f"daily loss {-result:f} reached the limit {limit:f}", "policy", TradingState.REDUCING
+            )
+        await live.heartbeats.beat()
+        await live.breaker.save()
+        await live.sign_off.settle()
+        await live.follower.write()
+        await self._save_day()
+        if live.commands is not None:
+            await live.commands.poll()
+
+    async def witness(self) -> int:
+        """Embed the newest signed heads of other rooms in our own chain; return how many were new."""
+        live = self.live
+        found = [head for head in (read() for read in self.parts.heads) if head is not None]
+        fresh = [head for head in found if head.size > live.witnessed.get(head.service, 0)]
+        if fresh:
+            await self.parts.ledger.commit(Unit(events=tuple(EventDraft(head) for head in fresh)))
+            live.witnessed.update({head.service: head.size for head in fresh})
+        return len(fresh)
+
+    def hear_execution(self, *, sent_ms: int, ledger_seq: int, unresolved: int, safe: bool) -> None:
+        """Take execution's heartbeat."""
+        now_ms = self.parts.clock.now_ms()
+        if (
+            self.pulse.hear(sent_ms=sent_ms, ledger_seq=ledger_seq, unresolved=unresolved, safe=safe, now_ms=now_ms)
+            and ledger_seq > self.portfolio.applied_seq
+        ):
+            self.portfolio.expect(ledger_seq, now_ms)
+            if self._opened is not None:
+                self._opened.follower.notify()
+
+    # -- the tools' questions ---------------------------------------------------------------------------------------
+
+    async def request_approval(
+        self,
+        principal: str,
+        request_id: RequestId,
+        orders: tuple[OrderRequest, ...],
+        decision_id: DecisionId | None = None,
+    ) -> Answer:
+        """Return approvals and denials; see :meth:`SignOff.request`."""
+        if self._stopping:
+            raise Unavailable("risk is stopping", code="RISK_NOT_READY")
+        for order in orders:
+            self._check_account(order)
+        return await self.live.sign_off.request(principal, request_id, orders, decision_id)
+
+    def check_order(self, order: OrderRequest) -> CheckReport:
+        """Judge one order as ``request_approval`` would, reserving and counting nothing."""
+        self._check_account(order)
+        frame = self.live.frames.take()
+        intent = intent_of(frame, order, decided=False)
+        context, verdict = self.assessor.check(frame, intent, order.agent_id)
+        return CheckReport(
+            intent=intent,
+            passed=verdict.passed,
+            results=verdict.results or verdict.failures,
+            max_allowed_now=self.assessor.largest(context),
+            nearest_legal=None if verdict.passed else self.assessor.nearest(context),
+            effect=context.effect.value,
+            frame=frame,
+        )
+
+    async def get_approval(self, approval_id: ApprovalId) -> ApprovalReport:
+        """Return an approval, its state and its fate.
+
+        Raises:
+            InvalidValue: no approval has that id.
+        """
+        row = await self._approval_row(approval_id)
+        fates = await self.parts.execution.rows("approval_fates", {"approval_id": approval_id})
+        fate = fates[0] if fates else None
+        return ApprovalReport(
+            approved=approved_of(row),
+            state=str(row["state"]),
+            fate=str(fate["fate"]) if fate else "",
+            order_id=str(fate["order_id"] or "") if fate else "",
+        )
+
+    async def release_approval(self, approval_id: ApprovalId) -> ApprovalReport:
+        """Ask execution to void an approval nobody will use; it counts until execution has written its fate.
+
+        Raises:
+            InvalidValue: no approval has that id.
+        """
+        report = await self.get_approval(approval_id)
+        if report.state != OPEN or report.fate:
+            return report
+        row = self._rows.get(approval_id)
+        if row is None:
+            return report
+        self._rows[approval_id] = asked = {**row, "state": RELEASE_ASKED}
+        await self.parts.ledger.commit(Unit(writes=(Upsert("approvals", asked),)))
+        if approval_id not in self._rows:  # released while we wrote: the final word stands
+            await self.parts.ledger.commit(Unit(writes=(Upsert("approvals", {**asked, "state": "released"}),)))
+        return replace(report, state=RELEASE_ASKED)
+
+    async def trip(self, reason: str, by: str) -> BreakerAnswer:
+        """Halt the desk: nothing that adds risk is sent from now on."""
+        return await self.live.breaker.trip(reason, by)
+
+    def frame(self) -> Frame:
+        """Return the desk as risk sees it now."""
+        return self.live.frames.take()
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _wire(self, policy: Policy, states: dict[str, Row], *, clean: bool) -> _Live:
+        parts = self.parts
+        instruments = tuple(InstrumentId(parts.venue, symbol) for symbol in parts.symbols)
+
+        async def announce() -> None:
+            await heartbeats.beat()
+
+        breaker = Breaker(parts.ledger, parts.clock, announce, restored=states.get(SCOPE))
+        heartbeats = Heartbeats(
+            parts.account_id,
+            parts.signer,
+            parts.clock,
+            parts.heartbeats,
+            lambda: (breaker.epoch, breaker.state, policy.min_version),
+        )
+        follower = ExecutionFollower(
+            ledger=parts.ledger,
+            execution=parts.execution,
+            portfolio=self.portfolio,
+            rows=self._rows,
+            clock=parts.clock,
+            wakeups=parts.wakeups,
+        )
+        self.daily = DailyResult(read_day_open(states.get(DAY_SCOPE)))
+        frames = FrameSource(
+            clock=parts.clock,
+            mode=parts.mode,
+            policy=policy,
+            markets=Markets(parts.market, instruments, parts.data_of, parts.mode),
+            portfolio=self.portfolio,
+            breaker=breaker,
+            pulse=self.pulse,
+            daily=self.daily,
+            checked_ns=lambda: follower.checked_ns,
+        )
+        sign_off = SignOff(
+            ledger=parts.ledger,
+            assessor=self.assessor,
+            frames=frames,
+            reservations=self.reservations,
+            verifier=self._verifier(policy.limits),
+            rows=self._rows,
+            on_lease_lost=self._lease_lost,
+        )
+        return _Live(
+            breaker=breaker,
+            frames=frames,
+            sign_off=sign_off,
+            follower=follower,
+            heartbeats=heartbeats,
+            commands=self._commands(breaker),
+            clean=clean,
+        )
+
+    def _verifier(self, limits: RiskLimits) -> DecisionVerifier | None:
+        parts = self.parts
+        if parts.coordinator is None or parts.keys is None:
+            return None
+        return DecisionVerifier(
+            parts.coordinator,
+            parts.keys,
+            limits.quorum.policy(),
+            parts.mode,
+            consent_agents=limits.quorum.consent_agents,
+            clock_skew_ms=limits.clock_skew_ms,
+        )
+
+    def _commands(self, breaker: Breaker) -> OperatorCommands | None:
+        parts = self.parts
+        if parts.operator_directory is None:
+            return None
+
+        async def act(command: OperatorCommand) -> BreakerAnswer:
+            by = f"operator:{command.by}"
+            if command.state in (TradingState.HALTED, TradingState.FROZEN):
+                answer = await breaker.trip(command.reason, by, command.state)
+                if answer.changed or command.state is answer.state:
+                    return answer
+            elif not self.ready:
+                raise Unavailable("reservations are still being rebuilt", code="RISK_NOT_READY")
+            return await breaker.reset(command.reason, by, command.state)
+
+        return OperatorCommands(
+            parts.operator_directory,
+            parts.operator,
+            parts.clock,
+            desk=parts.desk,
+            account_id=parts.account_id,
+            act=act,
+        )
+
+    async def _save_day(self) -> None:
+        row = self.daily.unsaved(self.parts.clock.now_ms())
+        if row is None:
+            return
+        try:
+            await self.parts.ledger.commit(Unit(writes=(row,)))
+        except LedgerError as error:
+            log.warning("the day's opening is not written yet (%s)", error.code)
+            return
+        self.daily.saved()
+
+    async def _approval_row(self, approval_id: ApprovalId) -> Row:
+        rows = await self.parts.ledger.rows("approvals", {"approval_id": approval_id}, limit=1)
+        if not rows:
+            raise InvalidValue("no approval has that id", code="UNKNOWN_APPROVAL")
+        return rows[0]
+
+    def _check_account(self, order: OrderRequest) -> None:
+        if order.account_id != self.parts.account_id:
+            raise InvalidValue(
+                "this desk trades another account", code="WRONG_ACCOUNT", allowed=(self.parts.account_id,)
+            )
+
+    def _lease_lost(self) -> None:
+        self.failed = "another process is the writer of risk's ledger now"
+        log.critical("%s; this one stops answering", self.failed)
+
+
+async def _was_clean(ledger: Ledger) -> bool:
+    """Whether the last run ended with ServiceStopped; a new ledger counts as clean."""
+    last = await ledger.last_seq()
+    if not last:
+        return True
+    events = await ledger.events_after(last - 1, limit=1)
+    return bool(events) and isinstance(events[0].payload, ServiceStopped)
+
+
+async def _policy(ledger: Ledger, limits: RiskLimits) -> tuple[Policy, bool]:
+    """Return the limits under their version, and whether the version is new. Equal limits keep their version."""
+    rows = await ledger.rows("policies")
+    newest = max(rows, key=lambda row: int(str(row["version"])), default=None)
+    if newest is None:
+        return policy_of(limits, version=1), True
+    version = int(str(newest["version"]))
+    if newest["document"] == document_of(limits):
+        return policy_of(limits, version=version), False
+    return policy_of(limits, version=version + 1), True
