@@ -179,8 +179,8 @@ class Journal:
         detail: str,
         approval_ids: Sequence[ApprovalId] = (),
         order_ids: Sequence[OrderId] = (),
-    ) -> None:
-        """Record that a decision went as far as it goes, once.
+    ) -> DecisionRecord:
+        """Record that a decision went as far as it goes, once, and return its last state.
 
         Args:
             record: as it was last.
@@ -206,16 +206,18 @@ class Journal:
                 Upsert("proposals", self._proposal_row(proposal, result, record.decision_id)),
             ),
         )
-        for attempt in range(1_000_000):
+        attempt = 0
+        while True:
             try:
                 await self.ledger.commit(unit)
-                return
             except LedgerUnavailable as error:
                 await _pause(attempt, error)
+                attempt += 1
                 # The answer may be all that was lost; this unit has no claim, so look before writing again.
                 now = await self.decision_on(record.proposal_id)
-                if now is not None and now.state == "done":
-                    return
+                if now is None or now.state != "done":
+                    continue
+            return done
 
     async def open_proposals(self) -> list[Row]:
         """Return the rows of proposals that are not decided."""
@@ -252,12 +254,14 @@ class Journal:
 
     async def _certainly(self, unit: Unit) -> None:
         """Commit, asking again while the database does not answer; a unit that got through is then a taken claim."""
-        for attempt in range(1_000_000):
+        attempt = 0
+        while True:
             try:
                 await self.ledger.commit(unit)
                 return
             except LedgerUnavailable as error:
                 await _pause(attempt, error)
+                attempt += 1
             except AlreadyClaimed as taken:
                 if attempt and any(_is_same(claim.row, taken.existing) for claim in unit.claims):
                     return
