@@ -220,26 +220,18 @@ class Journal:
             account_id=account_id,
             deposits={} if known.generation else dict(deposits),
         )
-        self._append({"n": self._n + 1, "at_ms": now_ms, "opening": opening})
+        self._append(codec.encode({"n": self._n + 1, "at_ms": now_ms, "opening": opening}))
         self.flush()
         os.fsync(self._file)
         return opening
 
     def add(self, step: Step) -> None:
         """Queue a step for the next ``flush``; an empty step is not written."""
-        if step.is_empty:
-            return
-        line: dict[str, object] = {"n": self._n + 1, "at_ms": step.at_ms}
-        if step.created:
-            line["orders"] = [_order_entry(order) for order in step.created]
-        if step.trades:
-            line["trades"] = step.trades
-        if step.changed:
-            line["changes"] = [_change_entry(order) for order in step.changed]
-        self._append(line)
+        if not step.is_empty:
+            self._append(encode_step(step, self._n + 1))
 
-    def _append(self, line: Mapping[str, object]) -> None:
-        self._lines.append(codec.encode(line))
+    def _append(self, line: bytes) -> None:
+        self._lines.append(line)
         self._n += 1
 
     def flush(self) -> None:
@@ -259,9 +251,25 @@ class Journal:
         if self._fsync:
             os.fdatasync(self._file)
 
+    def forget(self) -> None:
+        """Free what was read at the start; the venue holds it by now."""
+        self.content = JournalContent()
+
     def close(self) -> None:
         """Give the file up."""
         os.close(self._file)
+
+
+def encode_step(step: Step, n: int) -> bytes:
+    """Return the line with number ``n`` that tells a step."""
+    line: dict[str, object] = {"n": n, "at_ms": step.at_ms}
+    if step.created:
+        line["orders"] = [_order_entry(order) for order in step.created]
+    if step.trades:
+        line["trades"] = step.trades
+    if step.changed:
+        line["changes"] = [_change_entry(order) for order in step.changed]
+    return codec.encode(line)
 
 
 def _order_entry(order: PaperOrder) -> Mapping[str, object]:
@@ -299,5 +307,5 @@ def revive(known: Sequence[JournaledOrder]) -> Iterator[PaperOrder]:
             filled=filled,
             triggered=order.triggered,
             reason=order.reason,
-            trades=order.trades,
+            trades=list(order.trades),
         )

@@ -92,7 +92,12 @@ class PaperVenue:
         self._journal = Journal(settings.journal, fsync=settings.fsync) if settings.journal is not None else None
         #: Length of an incomplete last line that was cut off the journal at the start, 0 normally.
         self.torn_bytes = self._journal.content.torn_bytes if self._journal is not None else 0
-        self.exchange = open_exchange(settings, self._journal, clock.now_ms())
+        try:
+            self.exchange = open_exchange(settings, self._journal, clock.now_ms())
+        except BaseException:
+            if self._journal is not None:
+                self._journal.close()
+            raise
 
     @property
     def name(self) -> Venue:
@@ -361,6 +366,7 @@ def open_exchange(settings: PaperVenueSettings, journal: Journal | None, now_ms:
         exchange.restore_trade(trade)
     for order in revive(list(known.orders.values())):
         exchange.restore(order)
+    journal.forget()
     return exchange
 
 
