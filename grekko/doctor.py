@@ -19,6 +19,7 @@ from grekko.processes import ROOM_MODULES
 from mcp_servers.hosting import call, open_client
 from trading.adapters.config import DeskSettings
 from trading.adapters.embedded_redis import open_redis
+from trading.adapters.redis_client import call as call_redis
 from trading.domain.errors import TradingError
 
 _TIMEOUT_S = 30.0
@@ -70,8 +71,8 @@ async def _python() -> str:
 
 async def _redis(settings: DeskSettings) -> str:
     async with open_redis(settings.desk_home, settings, "console") as redis:
-        info = await redis.info("server")
-        return f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])} answers"
+        await call_redis(redis, "PING")
+    return "found or started, answers, stopped again"
 
 
 async def _room(settings: DeskSettings, room: str) -> str:

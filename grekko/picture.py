@@ -94,12 +94,13 @@ class DeskPicture:
         count = 0
         for room in ROOMS:
             while page := await ledgers.reader(room).events_after(self._cursors[room], limit=_PAGE):
-                self._take(page)
+                self.take(page)
                 self._cursors[room] = page[-1].seq
                 count += len(page)
         return count
 
-    def _take(self, events: Sequence[EventEnvelope]) -> None:
+    def take(self, events: Sequence[EventEnvelope]) -> None:
+        """Fold in the next events of one ledger, in order."""
         for event in events:
             self.account.apply(event.payload, now_ms=event.timestamp_ms)
             self._follow_breaker(event)
