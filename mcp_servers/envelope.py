@@ -32,12 +32,15 @@ from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 from pydantic import (
     BaseModel,
     ConfigDict,
+    GetJsonSchemaHandler,
     PlainSerializer,
     PlainValidator,
     SerializerFunctionWrapHandler,
     WithJsonSchema,
     model_serializer,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from mcp_servers.calls import current_call
 from trading.domain.errors import InvalidValue
@@ -129,6 +132,13 @@ class Meta(BaseModel):
     truncated: bool = False
     next_cursor: str | None = None
     trace_id: str | None = None
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe the fields as they are sent: absent instead of null. Every tool of a server repeats this schema."""
+        kinds = {"truncated": "boolean", "age_ms": "integer"}
+        fields = {name: {"type": kinds.get(name, "string")} for name in cls.model_fields}
+        return {"type": "object", "properties": fields, "additionalProperties": False}
 
     @model_serializer(mode="wrap")
     def _leave_out_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from mcp_servers.desk_server import DeskServer
 from trading.domain.errors import ConfigurationError, TradingError
 
 #: Seconds that requests may take to end after the stop signal.
-GRACE_S: Final = 3
+GRACE_S: Final = 2
 _EXIT_CONFIGURATION: Final = 78  # sysexits.h EX_CONFIG
 
 log = logging.getLogger("grekko.serving")
@@ -110,20 +110,30 @@ async def _serve(server: DeskServer[Any], options: argparse.Namespace, name: str
 async def serve_stdio(server: DeskServer[Any], stop: asyncio.Event) -> None:
     """Serve standard input until it ends or ``stop`` is set."""
     async with stdio_server() as (read, write):
-        with anyio.CancelScope() as scope:
-            watcher = asyncio.create_task(_when(stop, scope.cancel))
-            try:
-                await server.run_streams(read, write)
-            finally:
-                watcher.cancel()
-        if scope.cancelled_caught:
-            # The lifespan has ended. A worker thread is still blocked reading standard input and cannot be woken,
-            # so leaving this block would wait for the client; end the process instead.
+        # The stop looks like the end of the input. Cancelling the server instead would also cancel every await in
+        # the end of the room's lifespan, so that leases and ledgers would be left open.
+        feed, inbox = anyio.create_memory_object_stream[Any](0)
+        forward = asyncio.create_task(_forward(read, feed))
+        watcher = asyncio.create_task(_when(stop, forward.cancel))
+        try:
+            await server.run_streams(inbox, write)
+        finally:
+            watcher.cancel()
+            forward.cancel()
+        if stop.is_set():
+            # A worker thread is still blocked reading standard input and cannot be woken; leaving this block would
+            # wait for the client to write or close.
             logging.shutdown()
             os._exit(0)
 
 
-async def _when(stop: asyncio.Event, act: Callable[[], None]) -> None:
+async def _forward(source: Any, feed: Any) -> None:
+    async with feed:
+        async for message in source:
+            await feed.send(message)
+
+
+async def _when(stop: asyncio.Event, act: Callable[[], object]) -> None:
     await stop.wait()
     act()
 
