@@ -238,6 +238,28 @@ async def test_relay_resumes_after_the_bus_comes_back(desk: Desk):
         await task
     events = RedisSubscriber(desk.redis, DESK, start="0", block_ms=20).subscribe((COORDINATION,))
     assert [event.seq for event in await take(events, 6)] == [1, 2, 3, 4, 5, 6]
+    assert await call(desk.redis, "XLEN", events_key(DESK, COORDINATION)) == 6
+
+
+async def test_cursor_returns_what_was_remembered_before(desk: Desk):
+    cursor = RedisCursor(desk.redis, DESK, "coordinator")
+    assert await cursor.load() == 0
+    assert [await cursor.save(seq) for seq in (3, 9, 4)] == [0, 3, 9]
+    assert await cursor.load() == 4
+    desk.proxy.refuse = True
+    desk.proxy.cut()
+    with pytest.raises(Unavailable):
+        await RedisCursor(desk.proxied, DESK, "coordinator").load()
+
+
+async def test_relay_on_a_healthy_bus_publishes_each_event_once(desk: Desk):
+    book = ledger()
+    relay = OutboxRelay(book, RedisPublisher(desk.redis, DESK), RedisCursor(desk.redis, DESK, "coordinator"), batch=3)
+    for turn in range(5):
+        await commit(book, 4 * turn + 1, 4 * turn + 4)
+        while await relay.relay_once():
+            pass
+    assert await call(desk.redis, "XLEN", events_key(DESK, COORDINATION)) == 20
 
 
 async def test_killing_the_server_again_and_again_loses_no_ledger_fact(desk: Desk):

@@ -58,12 +58,13 @@ class RedisCursor:
         Raises:
             Unavailable: the bus is down.
         """
-        return int(await self._call("SET", self._key, seq, "GET") or 0)
+        # get=True tells redis-py that the reply is the old value and not an "OK" to be made a truth value of.
+        return int(await self._call("SET", self._key, seq, "GET", get=True) or 0)
 
-    async def _call(self, *command: str | int) -> bytes | None:
+    async def _call(self, *command: str | int, **options: object) -> bytes | None:
         try:
             async with asyncio.timeout(_CALL_TIMEOUT_S):
-                return await call(self._redis, *command)
+                return await call(self._redis, *command, **options)
         except (RedisError, OSError, TimeoutError) as error:
             raise Unavailable(f"the relay's cursor cannot be reached: {type(error).__name__}") from error
 
