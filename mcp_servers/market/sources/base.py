@@ -23,7 +23,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A whole book. ``last_id`` is 0 for sources that only ever send whole books."""
+    """A whole book. ``last_id`` is 0 for sources that only send whole books, ``venue_ts_ms`` 0 when it is unknown."""
 
     instrument_id: InstrumentId
     last_id: int

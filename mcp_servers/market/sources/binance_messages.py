@@ -26,8 +26,8 @@ def parse_message(instrument_id: InstrumentId, message: bytes, received_ts_ms: i
     try:
         frame = cast("dict[str, Any]", orjson.loads(message))
         if "lastUpdateId" in frame:
-            last_id = int(frame["lastUpdateId"])
-            return Snapshot(instrument_id, last_id, frame["bids"], frame["asks"], received_ts_ms, received_ts_ms)
+            # The REST answer carries no time of the venue's.
+            return Snapshot(instrument_id, int(frame["lastUpdateId"]), frame["bids"], frame["asks"], 0, received_ts_ms)
         data = cast("dict[str, Any]", frame["data"])
         kind = str(frame["stream"]).partition("@")[2].partition("@")[0]
         return _parse_kind(kind, instrument_id, data, received_ts_ms)

@@ -172,10 +172,11 @@ class ReplaySource:
         self.catching_up = False
         if start >= len(lines):
             return
-        origin_ns, began_ns = int(lines[start].split(b" ", 1)[0]), self._clock.monotonic_ns()
+        origin_ns = next((stamp for stamp in map(_stamp, lines[start:]) if stamp), 0)
+        began_ns = self._clock.monotonic_ns()
         for index in range(start, len(lines)):
             line = lines[index]
-            await self._wait(index, int(line[: line.index(b" ")]) - origin_ns, began_ns)
+            await self._wait(index, _stamp(line) - origin_ns, began_ns)
             self._next = index + 1
             for update in self._parse(line):
                 yield update
@@ -203,6 +204,14 @@ class ReplaySource:
         return [_shifted(update, shift, self._pass) if shift else update]
 
 
+def _stamp(line: bytes) -> int:
+    """Return the receive time in nanoseconds; 0, which is due at once, for a line that has none."""
+    try:
+        return int(line[: line.index(b" ")])
+    except ValueError:
+        return 0
+
+
 def _shifted(update: SourceUpdate, ms: int, number: int) -> SourceUpdate:
     """Return the update of a later pass: later by ``ms``, its trade id marked with the pass."""
     match update:
@@ -210,9 +219,9 @@ def _shifted(update: SourceUpdate, ms: int, number: int) -> SourceUpdate:
             trade_id = f"{number}-{update.trade_id}"
             venue_ts, received_ts = update.venue_ts_ms + ms, update.received_ts_ms + ms
             return replace(update, trade_id=trade_id, venue_ts_ms=venue_ts, received_ts_ms=received_ts)
-        case Snapshot() | Difference():
+        case Difference():
             return replace(update, venue_ts_ms=update.venue_ts_ms + ms, received_ts_ms=update.received_ts_ms + ms)
-        case BestQuote():
+        case BestQuote() | Snapshot():  # a recorded snapshot has no venue time
             return replace(update, received_ts_ms=update.received_ts_ms + ms)
         case Rules() | Restarted():
             return update
