@@ -42,7 +42,8 @@ async def open_writer(
 
     Raises:
         ConfigurationError: LEDGER_IN_USE (another process writes it), LEDGER_TOO_NEW (written by a later release),
-            LEDGER_ROLLED_BACK or LEDGER_REWRITTEN (it does not continue a head that was signed or witnessed).
+            LEDGER_ROLLED_BACK or LEDGER_REWRITTEN (it does not continue a head that was signed or witnessed),
+            CHECKPOINTS_UNREADABLE.
         LedgerUnavailable: the database does not answer.
     """
     store = await _open_store(room, location)
@@ -120,11 +121,9 @@ async def _known_heads(
     known: dict[int, set[str]] = {}
     signed = 0
     if how is not None:
-        CheckpointFile(how.path).mend()
-        for entry in read_checkpoints(how.path, how.origin or origin_of(room), how.public_key):
-            if isinstance(entry, Checkpoint):
-                signed = max(signed, entry.size)
-                known.setdefault(entry.size, set()).add(entry.root.hex())
+        for entry in _signed_heads(room, how):
+            signed = max(signed, entry.size)
+            known.setdefault(entry.size, set()).add(entry.root.hex())
     for witness in witnesses:
         if witness.service == room:
             known.setdefault(witness.size, set()).add(witness.root)
@@ -146,3 +145,14 @@ async def _known_heads(
             suggestion="restore the newer database; after a restore, reconcile before trading",
         )
     return HeadSigner(room, frontier, how, signed, clock)
+
+
+def _signed_heads(room: str, how: Checkpointing) -> list[Checkpoint]:
+    try:
+        CheckpointFile(how.path).mend()
+        entries = list(read_checkpoints(how.path, how.origin or origin_of(room), how.public_key))
+    except OSError as error:
+        raise ConfigurationError(
+            f"the checkpoints of the {room} ledger cannot be read: {error}", code="CHECKPOINTS_UNREADABLE"
+        ) from error
+    return [entry for entry in entries if isinstance(entry, Checkpoint)]

@@ -23,12 +23,21 @@ from trading.adapters.sql.tables import ROOMS, Shape, Value, Values
 from trading.domain.errors import ConfigurationError, LeaseLost, LedgerUnavailable
 
 _TIMEOUT_S: Final = 15.0
+_LOCK_WAIT_MS: Final = 1500
 _HASHES_AT_ONCE: Final = 20_000
 _EVENT_KINDS: Final = (int, str, str, int, str, str, bytes)
 _FAILURES: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 _NOT_THERE_YET: Final = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 
 _Connection = Any  # asyncpg ships no types
+
+
+def _not_provisioned(room: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the database has no schema or role for the {room} ledger",
+        code="LEDGER_NOT_PROVISIONED",
+        suggestion="run provision_postgres once as the database's administrator",
+    )
 
 
 async def _session(url: str) -> _Connection:
@@ -59,29 +68,37 @@ class PostgresStore:
         self._connection: _Connection | None = None
 
     async def acquire(self) -> None:
-        """Connect and take the writer's lock.
+        """Connect and take the writer's lock; wait a little for a session that is just ending.
 
         Raises:
             ConfigurationError: another process has the lock, or the database is not provisioned.
             LedgerUnavailable: the database does not answer.
         """
+        schema = schema_of(self._room)
         try:
-            connection = await _connect(self._url, schema_of(self._room), schema_of(self._room))
+            connection = await _connect(self._url, schema, schema)
         except asyncpg.InvalidParameterValueError as error:  # SET ROLE to a role that does not exist
-            raise ConfigurationError(
-                f"the database is not prepared: {error}",
-                code="LEDGER_NOT_PROVISIONED",
-                suggestion="run provision_postgres once as the database's administrator",
-            ) from error
+            raise _not_provisioned(self._room) from error
         except _FAILURES as error:
             raise LedgerUnavailable(f"the {self._room} ledger does not answer: {error}") from error
-        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _lock_key(self._room)):
-            await connection.close()
+        try:
+            if await connection.fetchval("SELECT to_regnamespace($1)", schema) is None:
+                raise _not_provisioned(self._room)
+            await connection.execute(f"SET lock_timeout TO {_LOCK_WAIT_MS}")
+            await connection.fetchval("SELECT pg_advisory_lock($1)", _lock_key(self._room))
+        except asyncpg.LockNotAvailableError as error:
+            connection.terminate()
             raise ConfigurationError(
                 f"another process writes the {self._room} ledger",
                 code="LEDGER_IN_USE",
                 suggestion="stop the other process; one process writes a room's ledger",
-            )
+            ) from error
+        except _FAILURES as error:
+            connection.terminate()
+            raise LedgerUnavailable(f"the {self._room} ledger does not answer: {error}") from error
+        except BaseException:
+            connection.terminate()
+            raise
         self._connection = connection
 
     async def _live(self) -> _Connection:
@@ -195,15 +212,22 @@ class PostgresSource:
         """Return the rows of a SELECT."""
         async with self._one_at_a_time:
             try:
-                connection = self._connection
-                if connection is None or connection.is_closed():
-                    connection = await _connect(self._url, schema_of(self._room), READER_ROLE)
-                    self._connection = connection
-                return [tuple(row) for row in await connection.fetch(text, *parameters)]
+                try:
+                    return await self._fetch(text, parameters)
+                except (asyncpg.InterfaceError, asyncpg.PostgresConnectionError, OSError):
+                    await self.close()  # a session that the server ended: a read can simply be asked again
+                    return await self._fetch(text, parameters)
             except _NOT_THERE_YET:
                 return []
             except _FAILURES as error:
                 raise LedgerUnavailable(f"the {self._room} ledger does not answer: {error}") from error
+
+    async def _fetch(self, text: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        connection = self._connection
+        if connection is None or connection.is_closed():
+            connection = await _connect(self._url, schema_of(self._room), READER_ROLE)
+            self._connection = connection
+        return [tuple(row) for row in await connection.fetch(text, *parameters)]
 
     async def close(self) -> None:
         """End the session."""

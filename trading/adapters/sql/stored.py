@@ -29,6 +29,12 @@ def chain_hash(
     previous: bytes, seq: int, event_id: str, event_type: str, timestamp_ms: int, payload: str, metadata: str
 ) -> bytes:
     """Return the hash of a row, 32 bytes; see the module's description of the preimage."""
+    text = (
+        f"{seq} {timestamp_ms} {len(event_id)} {len(event_type)} {len(metadata)} {len(payload)}\n"
+        f"{event_id}{event_type}{metadata}{payload}"
+    )
+    if text.isascii():  # then characters are bytes, and one encoding does for all
+        return hashlib.sha256(previous + text.encode()).digest()
     a, b, c, d = event_id.encode(), event_type.encode(), metadata.encode(), payload.encode()
     head = b"%d %d %d %d %d %d\n" % (seq, timestamp_ms, len(a), len(b), len(c), len(d))
     return hashlib.sha256(b"".join((previous, head, a, b, c, d))).digest()
