@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.paper_support import BTC, BUY, IOC, SELL, USDT, D, terms
+from trading.adapters.clock import SystemClock
 from trading.adapters.venues.paper.journal import read_journal
 from trading.adapters.venues.paper.latency import LatencySettings, SeededLatency
 from trading.adapters.venues.paper.orders import Refusal
@@ -220,6 +221,25 @@ async def test_a_request_that_travels_past_its_deadline_is_refused_by_the_venue(
     assert refusal.code == Refusal.DEADLINE_PASSED
     assert venue.exchange.trades == []
     await venue.aclose()
+
+
+async def test_the_running_loop_lets_messages_arrive_by_itself() -> None:
+    quick = SeededLatency(LatencySettings(median_ms=0.2, tail_probability=0, max_ms=1), seed=1)
+    venue = build_paper_venue(SystemClock(), latency=quick)
+    venue.on_book(build_book())
+    assert (await send(venue, terms("a", BUY, "0.5", "60001"))).state is State.FILLED
+    assert await venue.query(ClientOrderId("a")) is not None
+    await venue.aclose()
+
+
+async def test_a_report_overtaken_by_a_later_one_takes_no_trade_with_it(venue: PaperVenue, clock: ManualClock) -> None:
+    await send(venue, terms("a", BUY, "1", "60000"))
+    for _ in range(2):
+        venue.on_trade(public_print(clock, SELL, "59999", "0.25"))
+    reports = venue.reports()
+    reports.push(ClientOrderId("a"), 1)  # the second fill arrives
+    reports.push(ClientOrderId("a"), 0)  # before the first
+    assert list((await anext(reports)).trades) == await venue.trades_since(0)
 
 
 async def test_latency_repeats_under_its_seed(clock: ManualClock) -> None:

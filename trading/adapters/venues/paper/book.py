@@ -72,13 +72,18 @@ class Ladder:
 
     def quantity_at(self, price: Decimal) -> Decimal | None:
         """Return the public quantity at a price, 0 if there is none, None if it lies outside the visible depth."""
-        for level_price, quantity in self.levels:
-            if level_price == price:
-                return quantity
-            if is_worse(price, level_price, self.side.opposite):
-                continue
-            return ZERO
-        return None if self.levels else ZERO
+        levels, descending = self.levels, self.side is Side.BUY
+        low, high = 0, len(levels)
+        while low < high:
+            middle = (low + high) // 2
+            at = levels[middle].price
+            if at == price:
+                return levels[middle].quantity
+            if (at > price) is descending:
+                low = middle + 1
+            else:
+                high = middle
+        return None if low == len(levels) and levels else ZERO
 
     def available_at(self, price: Decimal) -> Decimal | None:
         """Return the public quantity at a price less what we took; None outside the visible depth."""
@@ -113,25 +118,28 @@ class Ladder:
             own: our own best order resting on this side, which stops the walk: others in front of it at its price
                 are taken first, it is never met.
         """
-        taker = self.side.opposite
+        buys = self.side is Side.SELL
         barrier = own.terms.limit_price if own is not None else None
         fills: list[Level] = []
         remaining = quantity
         for price, here in self.available():
-            if limit is not None and is_worse(price, limit, taker):
+            if limit is not None and (price > limit if buys else price < limit):
                 break
             if barrier is not None and own is not None:
-                if is_worse(price, barrier, taker):
+                if price > barrier if buys else price < barrier:
                     break
                 if price == barrier:
                     here = min(here, own.ahead or ZERO)
-            taken = min(remaining, here)
-            if taken > 0:
-                fills.append(Level(price, taken))
-                remaining = subtract(remaining, taken)
-            if remaining <= 0 or price == barrier:
+            if here >= remaining:
+                fills.append(Level(price, remaining))
+                remaining = ZERO
                 break
-        reachable = barrier is not None and (limit is None or not is_worse(barrier, limit, taker))
+            if here > 0:
+                fills.append(Level(price, here))
+                remaining = subtract(remaining, here)
+            if price == barrier:
+                break
+        reachable = barrier is not None and (limit is None or not is_worse(barrier, limit, self.side.opposite))
         return Plan(fills, subtract(quantity, remaining), reachable and remaining > 0)
 
     def take(self, price: Decimal, quantity: Decimal) -> None:

@@ -34,8 +34,12 @@ class ReportStream(AsyncIterator[VenueReport]):
         return len(self._first_trade)
 
     def push(self, client_order_id: ClientOrderId, first_trade: int) -> None:
-        """Note that an order changed; ``first_trade`` is the index of its first new trade."""
-        self._first_trade.setdefault(client_order_id, first_trade)
+        """Note that an order changed; ``first_trade`` is the index of its first new trade.
+
+        With latency a later change may arrive first, so the lowest unread index counts.
+        """
+        known = self._first_trade.get(client_order_id, first_trade)
+        self._first_trade[client_order_id] = min(known, first_trade)
         self._wakeup.set()
 
     async def __anext__(self) -> VenueReport:

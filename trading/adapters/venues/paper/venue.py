@@ -125,6 +125,9 @@ class PaperVenue:
         except OSError as error:
             self._stop(f"the journal failed: {error}")
             return
+        except Exception:
+            self._stop("a fault inside the venue")
+            raise
         self._report(step)
 
     def _report(self, step: Step) -> None:
