@@ -20,6 +20,7 @@ import json
 import logging
 from pathlib import Path
 from typing import Any, Final, Literal, Self, cast
+from urllib.parse import quote
 
 import jwt
 from mcp.server.auth.middleware.auth_context import get_access_token
@@ -181,7 +182,9 @@ def principal_now() -> Principal:
     token = get_access_token()
     if token is None:
         return LOCAL
-    name = token.client_id if token.subject in (None, token.client_id) else f"{token.client_id}/{token.subject}"
+    # Quoted and prefixed, so that no client can be named like another's subject, or like the local principal.
+    parts = [token.client_id] if token.subject in (None, token.client_id) else [token.client_id, token.subject or ""]
+    name = "oauth:" + "/".join(quote(part, safe="@.") for part in parts)
     return Principal(name=name, scopes=frozenset(token.scopes), local=False)
 
 

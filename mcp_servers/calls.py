@@ -21,7 +21,7 @@ class Principal:
 
     Attributes:
         name: stable over requests; ``local`` for stdio, a unix socket and an in-process client, else
-            ``<client>`` or ``<client>/<subject>`` of the verified token.
+            ``oauth:<client>`` or ``oauth:<client>/<subject>`` of the verified token.
         scopes: what the token allows; ``*`` allows everything.
         local: whether no token was needed to get here.
     """

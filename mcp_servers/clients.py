@@ -99,7 +99,7 @@ async def open_client(
             yield client
     except BaseExceptionGroup as group:
         # The SDK's task groups wrap whatever the block raised; its caller wants the exception itself.
-        leaf = _only_leaf(group)
+        leaf = only_leaf(group)
         if not connected and isinstance(leaf, OSError | httpx2.HTTPError | MCPError):
             raise _unreachable(leaf) from group
         if leaf is None:
@@ -111,7 +111,8 @@ async def open_client(
         raise _unreachable(error) from error
 
 
-def _only_leaf(error: BaseException) -> BaseException | None:
+def only_leaf(error: BaseException) -> BaseException | None:
+    """Return the one failure inside nested groups, the error itself if it is no group, None if there are several."""
     while isinstance(error, BaseExceptionGroup):
         inner = cast("BaseExceptionGroup[BaseException]", error).exceptions
         if len(inner) != 1:

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, TypeVar, cast
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, Final, TypeVar
 
 import orjson
 from mcp.server.auth.provider import TokenVerifier
@@ -34,8 +33,9 @@ from starlette.applications import Starlette
 
 from mcp_servers.authorization import AuthorizationSettings, principal_now
 from mcp_servers.calls import Call, answering, current_call
-from mcp_servers.envelope import MAX_CHARS, Reply
+from mcp_servers.envelope import MAX_CHARS
 from mcp_servers.rate_limits import RateLimiter
+from mcp_servers.tool_conventions import broken_convention, lean
 from mcp_servers.tool_errors import ScopeMissing, did_you_mean, failure, is_internal, problem_of
 from trading.adapters.clock import SystemClock, Uuid7Factory
 from trading.domain.errors import InvalidValue, TradingError
@@ -45,8 +45,6 @@ from trading.ports.clock import Clock, IdFactory
 A = TypeVar("A")
 F = TypeVar("F", bound=Callable[..., Any])
 
-_TOOL_NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)+")
-_SCOPE: Final = re.compile(r"[a-z]+:[a-z]+")
 _SCOPE_KEY: Final = "grekko/scope"
 #: JSON-RPC error code for a refused request that is not a tool call.
 _REFUSED: Final = -32003
@@ -60,6 +58,7 @@ class DeskServer(MCPServer[A]):
     Attributes:
         mode: the desk's mode, copied into every reply.
         authorization: how bearer tokens are checked on HTTP; None where none are configured.
+        startup_failure: why the lifespan did not start, for whoever runs the server: uvicorn would only log it.
     """
 
     def __init__(
@@ -85,6 +84,7 @@ class DeskServer(MCPServer[A]):
         self._ids = ids
         self._listing: dict[str, Tool] = {}
         self._scopes: dict[str, str] = {}
+        self.startup_failure: Exception | None = None
         if not logging.getLogger().handlers:
             # The SDK would put a terminal handler on the root logger of a process that has none.
             logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
@@ -93,12 +93,22 @@ class DeskServer(MCPServer[A]):
             title=title,
             instructions=instructions,
             version=version,
-            lifespan=lambda _: lifespan(),
+            lifespan=lambda _: self._noting_failure(lifespan),
             middleware=[self._answer, *middleware],
             subscriptions=subscriptions,
             # What a caller is shown depends on its token, so nothing between us may share it.
             cache_hints={"tools/list": CacheHint(ttl_ms=60_000, scope="private")},
         )
+
+    @asynccontextmanager
+    async def _noting_failure(self, lifespan: Callable[[], AbstractAsyncContextManager[A]]) -> AsyncGenerator[A]:
+        async with AsyncExitStack() as stack:
+            try:
+                found = await stack.enter_async_context(lifespan())
+            except Exception as error:
+                self.startup_failure = error
+                raise
+            yield found
 
     # ---- registration
 
@@ -121,7 +131,7 @@ class DeskServer(MCPServer[A]):
         found = name or fn.__name__
         text = inspect.cleandoc(description or fn.__doc__ or "")
         scope = str((meta or {}).get(_SCOPE_KEY, ""))
-        problem = _broken_convention(fn, found, title, text, annotations, scope)
+        problem = broken_convention(fn, found, title, text, annotations, scope)
         if problem or found in self._scopes:
             raise TypeError(f"tool {found}: {problem or 'registered twice'}")
         super().add_tool(fn, found, title, text, annotations, icons, meta, structured_output)
@@ -131,7 +141,7 @@ class DeskServer(MCPServer[A]):
     async def list_tools(self) -> list[Tool]:
         """Return the tools that the current principal may call, with schemas free of what a model does not need."""
         if not self._listing:
-            self._listing.update({item.name: _lean(item) for item in await super().list_tools()})
+            self._listing.update({item.name: lean(item) for item in await super().list_tools()})
         principal = principal_now()
         return [item for item in self._listing.values() if principal.may(self._scopes[item.name])]
 
@@ -158,11 +168,10 @@ class DeskServer(MCPServer[A]):
         return _compact(name, result)
 
     async def _check_arguments(self, name: str, arguments: dict[str, Any]) -> None:
+        offered = await self.list_tools()
         if name not in self._scopes:
-            near = did_you_mean(name, self._scopes)
+            near = did_you_mean(name, [item.name for item in offered])
             raise InvalidValue("there is no such tool", code="UNKNOWN_TOOL", allowed=near)
-        if not self._listing:
-            await self.list_tools()
         known = self._listing[name].input_schema.get("properties", {})
         for argument in arguments:
             if argument not in known:
@@ -265,8 +274,8 @@ def build_server(
     mode: Mode,
     version: str = "0.1.0",
     authorization: AuthorizationSettings | None = None,
-    requests_per_s: float = 200.0,
-    burst: int = 400,
+    requests_per_s: float = 500.0,
+    burst: int = 1_000,
     clock: Clock | None = None,
     ids: IdFactory | None = None,
     middleware: Sequence[ServerMiddleware[Any]] = (),
@@ -351,33 +360,6 @@ def _is_error(result: HandlerResult) -> bool:
     return bool(result.get("isError")) if isinstance(result, dict) else getattr(result, "is_error", False)
 
 
-def _broken_convention(
-    fn: Callable[..., Any], name: str, title: str | None, text: str, hints: ToolAnnotations | None, scope: str
-) -> str:
-    """Return what is wrong with a tool about to be registered; empty when nothing is."""
-    if _TOOL_NAME.fullmatch(name) is None:
-        return "name it <room>_<verb>_<object> in snake_case"
-    if not title or not text:
-        return "give it a title and a docstring"
-    if hints is None or None in (
-        hints.read_only_hint,
-        hints.destructive_hint,
-        hints.idempotent_hint,
-        hints.open_world_hint,
-    ):
-        return "set all four hints: read_only, destructive, idempotent, open_world"
-    if hints.read_only_hint and hints.destructive_hint:
-        return "it cannot be both read-only and destructive"
-    if _SCOPE.fullmatch(scope) is None:
-        return "give it a scope of the form room:verb"
-    if not inspect.iscoroutinefunction(fn):
-        return "make it async: a plain function costs a thread hop per call"
-    returned = inspect.signature(fn, eval_str=True).return_annotation
-    if not (isinstance(returned, type) and issubclass(returned, Reply)):
-        return "return Reply[...] of its own data class, so that it has a real outputSchema"
-    return ""
-
-
 def _compact(name: str, result: CallToolResult | InputRequiredResult) -> CallToolResult | InputRequiredResult:
     """Replace the SDK's indented copy of the data by compact JSON: the same facts in fewer tokens."""
     if not isinstance(result, CallToolResult) or result.is_error or result.structured_content is None:
@@ -387,24 +369,3 @@ def _compact(name: str, result: CallToolResult | InputRequiredResult) -> CallToo
         # Cutting here could hide an order's receipt, so the room must page; say so where it is seen.
         log.warning("tool %s answered %d characters, more than %d", name, len(text), MAX_CHARS)
     return result.model_copy(update={"content": [TextContent(type="text", text=text)]})
-
-
-def _lean(item: Tool) -> Tool:
-    """Return a tool whose schemas have no generated titles and refuse arguments they do not name."""
-    inputs = {**cast("dict[str, Any]", _without_titles(item.input_schema)), "additionalProperties": False}
-    outputs = None if item.output_schema is None else _without_titles(item.output_schema)
-    return item.model_copy(update={"input_schema": inputs, "output_schema": outputs})
-
-
-def _without_titles(node: object, *, names: bool = False) -> object:
-    """Drop ``title`` where it is a schema keyword; a property that is called title stays."""
-    if isinstance(node, list):
-        return [_without_titles(entry) for entry in cast("list[object]", node)]
-    if not isinstance(node, dict):
-        return node
-    found = cast("dict[str, object]", node)
-    return {
-        key: _without_titles(value, names=not names and key in ("properties", "$defs"))
-        for key, value in found.items()
-        if names or key != "title"
-    }

@@ -21,7 +21,7 @@ import stat
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import anyio
 from mcp.server.stdio import stdio_server
@@ -32,6 +32,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from mcp_servers.authorization import http_authorization, is_loopback
+from mcp_servers.clients import only_leaf
 from mcp_servers.desk_server import DeskServer
 from trading.domain.errors import ConfigurationError, TradingError
 
@@ -59,13 +60,22 @@ def serve(build: Callable[[], DeskServer[Any]], argv: Sequence[str], name: str) 
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(build(), options, name))
-    except ConfigurationError as error:
-        log.error("%s will not start: %s %s", name, error, error.suggestion)
-        return _EXIT_CONFIGURATION
-    except TradingError as error:
-        log.error("%s stopped: %s %s", name, error.code, error)
-        return 1
+    except Exception as error:  # noqa: BLE001 - the process's boundary: say why and stop
+        return _report(error, name)
     return 0
+
+
+def _report(error: BaseException, name: str) -> int:
+    """Log why a room ended and return the exit status that says so."""
+    leaf = only_leaf(error) or error
+    if isinstance(leaf, ConfigurationError):
+        log.error("%s will not start: %s (%s) %s", name, leaf, leaf.code, leaf.suggestion)
+        return _EXIT_CONFIGURATION
+    if isinstance(leaf, TradingError):
+        log.error("%s stopped: %s (%s) %s", name, leaf, leaf.code, leaf.suggestion)
+    else:
+        log.error("%s stopped", name, exc_info=leaf)
+    return 1
 
 
 def _parse(argv: Sequence[str], name: str) -> argparse.Namespace:
@@ -82,7 +92,7 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
     )
-    for noisy in ("httpx2", "httpcore2", "mcp", "uvicorn.error"):
+    for noisy in ("httpx2", "httpcore2", "mcp"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level]))
 
 
@@ -104,11 +114,15 @@ async def _serve(server: DeskServer[Any], options: argparse.Namespace, name: str
     elif options.socket:
         await serve_socket(server, options.socket, name, stop)
     else:
-        await serve_stdio(server, stop)
+        await serve_stdio(server, name, stop)
 
 
-async def serve_stdio(server: DeskServer[Any], stop: asyncio.Event) -> None:
-    """Serve standard input until it ends or ``stop`` is set."""
+async def serve_stdio(server: DeskServer[Any], name: str, stop: asyncio.Event) -> None:
+    """Serve standard input until it ends; end the process when ``stop`` is set or the room fails.
+
+    Standard input is read by a worker thread that nothing can wake, so that returning would wait for the client to
+    write or close. Where that matters the process is ended here, after the room's lifespan.
+    """
     async with stdio_server() as (read, write):
         # The stop looks like the end of the input. Cancelling the server instead would also cancel every await in
         # the end of the room's lifespan, so that leases and ledgers would be left open.
@@ -117,14 +131,18 @@ async def serve_stdio(server: DeskServer[Any], stop: asyncio.Event) -> None:
         watcher = asyncio.create_task(_when(stop, forward.cancel))
         try:
             await server.run_streams(inbox, write)
+        except Exception as error:  # noqa: BLE001 - the process's boundary: say why and stop
+            _leave(_report(error, name))
         finally:
             watcher.cancel()
             forward.cancel()
         if stop.is_set():
-            # A worker thread is still blocked reading standard input and cannot be woken; leaving this block would
-            # wait for the client to write or close.
-            logging.shutdown()
-            os._exit(0)
+            _leave(0)
+
+
+def _leave(status: int) -> NoReturn:
+    logging.shutdown()
+    os._exit(status)
 
 
 async def _forward(source: Any, feed: Any) -> None:
@@ -165,7 +183,7 @@ async def serve_http(
         app = server.http_app(security=_tcp_security(server, name, host, port), auth=auth, token_verifier=verifier)
         log.info("%s listens on http://%s:%d/mcp (%s)", name, host, port, "tokens" if auth else "local, no tokens")
         ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/mcp")
-        await _run(_with_health(app, server, name), listener, stop)
+        await _run(server, _with_health(app, server, name), listener, stop)
 
 
 async def serve_socket(
@@ -187,10 +205,10 @@ async def serve_socket(
         security = TransportSecuritySettings(allowed_hosts=["localhost"], allowed_origins=[])
         log.info("%s listens on %s", name, path)
         ready(f"unix:{path}")
-        await _run(_with_health(server.http_app(security=security), server, name), listener, stop)
+        await _run(server, _with_health(server.http_app(security=security), server, name), listener, stop)
 
 
-async def _run(app: Starlette, listener: socket.socket, stop: asyncio.Event) -> None:
+async def _run(server: DeskServer[Any], app: Starlette, listener: socket.socket, stop: asyncio.Event) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -201,14 +219,22 @@ async def _run(app: Starlette, listener: socket.socket, stop: asyncio.Event) -> 
             yield
 
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=GRACE_S, server_header=False
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=GRACE_S,
+        server_header=False,
+        proxy_headers=False,
     )
+    # It logs the traceback of a room that refuses to start; the refusal itself is reported by serve.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     uvicorn_server = Server(config)
     watcher = asyncio.create_task(_when(stop, lambda: setattr(uvicorn_server, "should_exit", True)))
     try:
         await uvicorn_server.serve(sockets=[listener])
-    except SystemExit as error:
-        raise ConfigurationError("the room could not start; its error is logged above") from error
+    except SystemExit:
+        raise server.startup_failure or ConfigurationError("the room could not start") from None
     finally:
         watcher.cancel()
 

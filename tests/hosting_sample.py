@@ -15,7 +15,7 @@ from pydantic import Field
 
 from mcp_servers.envelope import LookbackMs, Meta, PositiveDecimalText, Reply, Row, ok
 from mcp_servers.hosting import Context, DeskServer, build_server, current_principal, serve, state, tool
-from trading.domain.errors import OutcomeUnknown, StaleData, TradingError, UnknownInstrument
+from trading.domain.errors import ConfigurationError, OutcomeUnknown, StaleData, TradingError, UnknownInstrument
 from trading.domain.proposals import Mode
 
 
@@ -55,6 +55,8 @@ def build(sample: Sample | None = None, **options: Any) -> DeskServer[Sample]:
     @asynccontextmanager
     async def lifespan() -> AsyncGenerator[Sample]:
         trace = os.environ.get("GREKKO_SAMPLE_TRACE")
+        if os.environ.get("GREKKO_SAMPLE_REFUSES"):
+            raise ConfigurationError("another process holds the lock", code="LOCKED")
         _note(trace, "up")
         try:
             yield sample or Sample()

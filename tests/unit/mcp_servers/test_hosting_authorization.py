@@ -226,7 +226,7 @@ async def test_a_token_opens_the_tools_of_its_scopes_and_no_others(settings: Aut
     bearer = SecretStr(token())
     async with reach(way, lambda: build(authorization=settings), room="sample", token=bearer) as client:
         found = await call(client, "sample_echo_arguments", amount="1")
-        assert found["principal"] == "desktop/alice"
+        assert found["principal"] == "oauth:desktop/alice"
         assert {item.name for item in (await client.list_tools()).tools} == {
             "sample_echo_arguments",
             "sample_fail_somehow",
@@ -235,6 +235,18 @@ async def test_a_token_opens_the_tools_of_its_scopes_and_no_others(settings: Aut
             await call(client, "sample_wait_long")
         assert caught.value.code == "SCOPE_MISSING"
         assert "sample:write" in str(caught.value)
+
+
+async def test_no_token_can_name_the_local_principal_or_another_clients_subject(
+    settings: AuthorizationSettings,
+) -> None:
+    names: list[str] = []
+    async with listening(build(authorization=settings), room="sample", transport="http") as target:
+        for client_id, subject in (("local", None), ("a/b", None), ("a", "b"), ("a", "a")):
+            bearer = SecretStr(token(client_id=client_id, sub=subject))
+            async with open_client(target, token=bearer) as client:
+                names.append((await call(client, "sample_echo_arguments", amount="1"))["principal"])
+    assert names == ["oauth:local", "oauth:a%2Fb", "oauth:a/b", "oauth:a"]
 
 
 async def test_two_principals_have_a_rate_each(settings: AuthorizationSettings) -> None:

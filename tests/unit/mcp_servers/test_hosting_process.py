@@ -228,5 +228,18 @@ async def test_a_configuration_that_refuses_to_start_is_named_and_exits_with_78(
     assert b"Traceback" not in errors
 
 
+@pytest.mark.parametrize("transport", ["stdio", "http", "socket"])
+async def test_a_room_that_cannot_open_says_why_and_exits_though_its_input_stays_open(
+    transport: str, directory: Path
+) -> None:
+    socket_path = str(directory / "s.sock")
+    options = {"stdio": (), "http": ("--http", "127.0.0.1:0"), "socket": ("--socket", socket_path)}[transport]
+    async with process(*options, GREKKO_SAMPLE_REFUSES="1") as started:
+        line = await _until(started, b"will not start")
+        async with asyncio.timeout(10):
+            assert await started.wait() == 78
+    assert "another process holds the lock (LOCKED)" in line
+
+
 def _hello() -> dict[str, object]:
     return {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
