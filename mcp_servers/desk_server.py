@@ -46,6 +46,8 @@ A = TypeVar("A")
 F = TypeVar("F", bound=Callable[..., Any])
 
 _SCOPE_KEY: Final = "grekko/scope"
+#: Methods other than tools that show a room's content.
+_GUARDED: Final = ("resources/", "prompts/", "subscriptions/", "completion/")
 #: JSON-RPC error code for a refused request that is not a tool call.
 _REFUSED: Final = -32003
 
@@ -79,6 +81,7 @@ class DeskServer(MCPServer[A]):
     ) -> None:
         self.mode = mode
         self.authorization = authorization
+        self._read_scope = f"{name.removeprefix('grekko-')}:read"
         self._limiter = limiter
         self._clock = clock
         self._ids = ids
@@ -200,7 +203,7 @@ class DeskServer(MCPServer[A]):
         outcome = "failed"
         with answering(call):
             try:
-                self._admit(call, name)
+                self._admit(call, ctx.method, name)
                 result = await call_next(ctx)
                 outcome = "refused" if _is_error(result) else "ok"
                 return result
@@ -224,12 +227,14 @@ class DeskServer(MCPServer[A]):
                         call.trace_id,
                     )
 
-    def _admit(self, call: Call, name: str) -> None:
+    def _admit(self, call: Call, method: str, name: str) -> None:
         self._limiter.take(call.principal.name)
-        scope = self._scopes.get(name)
+        # A room's resources and prompts show what its reading tools show, so they ask for the same scope.
+        scope = self._scopes.get(name) if name else self._read_scope if method.startswith(_GUARDED) else None
         if scope is not None and not call.principal.may(scope):
             raise ScopeMissing(
-                f"{name} needs the scope {scope}", suggestion="ask whoever runs the desk for a token with that scope"
+                f"{name or method} needs the scope {scope}",
+                suggestion="ask whoever runs the desk for a token with that scope",
             )
 
     # ---- transports
@@ -284,7 +289,7 @@ def build_server(
     """Return a room's server, without tools.
 
     Args:
-        name: ``grekko-<room>``.
+        name: ``grekko-<room>``; resources and prompts need the scope ``<room>:read``.
         title: for people.
         instructions: what the model reads first: what the room does, what to call first, what it will not do.
         lifespan: makes the room's state once per process; what it yields is :func:`state` in a tool.

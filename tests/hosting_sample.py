@@ -77,7 +77,11 @@ def _note(trace: str | None, text: str) -> None:
 
 
 def register(server: DeskServer[Sample]) -> None:
-    """Add the sample's tools."""
+    """Add the sample's tools and its resource."""
+
+    @server.resource("sample://facts", mime_type="application/json")
+    async def facts() -> str:
+        return '{"fact": 1}'
 
     @tool(
         server,

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import OKPAlgorithm
+from mcp import MCPError
 from pydantic import SecretStr, ValidationError
 
 from mcp_servers.authorization import (
@@ -235,6 +236,16 @@ async def test_a_token_opens_the_tools_of_its_scopes_and_no_others(settings: Aut
             await call(client, "sample_wait_long")
         assert caught.value.code == "SCOPE_MISSING"
         assert "sample:write" in str(caught.value)
+
+
+@pytest.mark.parametrize("era", ["auto", "legacy"])
+async def test_a_resource_needs_the_rooms_reading_scope(settings: AuthorizationSettings, era: str) -> None:
+    async with listening(build(authorization=settings), room="sample", transport="http") as target:
+        async with open_client(target, era, token=SecretStr(token())) as reader:
+            assert (await reader.read_resource("sample://facts")).contents
+        async with open_client(target, era, token=SecretStr(token(scope="sample:write"))) as writer:
+            with pytest.raises(MCPError, match="needs the scope sample:read"):
+                await writer.read_resource("sample://facts")
 
 
 async def test_no_token_can_name_the_local_principal_or_another_clients_subject(
