@@ -144,10 +144,12 @@ async def test_a_killed_redis_comes_back_and_the_round_ends_with_one_decision() 
 
 
 @pytest.mark.parametrize(
-    ("voters", "outcome"),
-    [("aggressive,balanced,officer", Outcome.APPROVED), ("aggressive,officer", Outcome.REJECTED)],
+    ("voters", "outcome", "redis_too"),
+    [
+        pytest.param("aggressive,balanced,officer", Outcome.APPROVED, False, id="coordinator"),
+        pytest.param("aggressive,officer", Outcome.REJECTED, True, id="coordinator-and-redis"),
+    ],
 )
-@pytest.mark.parametrize("redis_too", [False, True], ids=["coordinator", "coordinator-and-redis"])
 async def test_after_sigkill_in_the_middle_of_a_vote_a_restart_resumes_and_decides_once(
     voters: str, outcome: Outcome, redis_too: bool
 ) -> None:
