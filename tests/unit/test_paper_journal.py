@@ -176,6 +176,31 @@ async def test_a_batch_is_one_write_and_an_fsync_follows_it_when_asked(
     await venue.aclose()
 
 
+async def test_taking_a_journal_over_reaches_the_disk_before_any_id_of_that_generation_is_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(path.stat().st_size) or sync(file))
+    venue = reopen(path)
+    assert synced == [path.stat().st_size]
+    await venue.aclose()
+
+
+async def test_numbers_and_ids_go_on_after_a_restart(path: Path) -> None:
+    await trade_a_little(path)
+    venue = reopen(path)
+    venue.on_book(build_book())
+    await venue.send(await venue.prepare(terms("after", BUY, "0.0001", "60001"), deadline_ms=10**14))
+    await venue.aclose()
+    content = read_journal(path)
+    orders = list(content.orders.values())
+    assert [order.entry.arrival for order in orders] == list(range(1, len(ORDERS) + 2))
+    assert len({order.entry.venue_order_id for order in orders}) == len(orders)
+    assert len({trade.trade_id for trade in content.trades}) == len(content.trades)
+    assert content.generation == 2
+
+
 def test_an_absent_journal_reads_as_empty(path: Path) -> None:
     content = read_journal(path)
     assert (content.lines, content.orders, content.torn_bytes) == (0, {}, 0)

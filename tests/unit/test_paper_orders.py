@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 
 from tests.paper_support import BTC, BUY, FOK, IOC, SELL, USDT, D, Desk, fills, terms
+from trading.adapters.venues.paper.book import Plan
 from trading.adapters.venues.paper.orders import Refusal
-from trading.adapters.venues.paper.rules import FeeSchedule
+from trading.adapters.venues.paper.rules import FeeSchedule, affordable
 from trading.domain.approvals import ApprovedOrder
 from trading.domain.fills import Liquidity
 from trading.domain.identifiers import AccountId, Symbol, Venue
-from trading.domain.market_data import Side
+from trading.domain.market_data import Level, Side
 from trading.domain.proposals import OrderType
 from trading.ports.venue import VenueOrderState as State
 from trading.testing.builders import build_instrument
@@ -68,6 +69,14 @@ def test_a_gtc_limit_takes_what_crosses_and_rests_with_the_remainder(desk: Desk)
     order = desk.buy("a", "3", "60001")
     assert (order.state, order.filled, order.leaves) == (State.OPEN, D(1), D(2))
     assert desk.locked(USDT) == D(2) * D(60001) * D("1.001")
+
+
+def test_a_resting_buy_holds_enough_for_the_dearer_of_both_fees() -> None:
+    for taker, maker in (("0.002", "0"), ("0", "0.002")):
+        desk = Desk(instrument=replace(build_instrument(), taker_fee=D(taker), maker_fee=D(maker)))
+        desk.book()
+        desk.buy("a", "1", "60000")
+        assert desk.locked(USDT) == D(60_120)
 
 
 def test_a_taker_pays_the_taker_fee_in_quote_exactly() -> None:
@@ -259,6 +268,15 @@ def test_a_triggered_buy_stop_spends_no_more_than_the_account_has() -> None:
     assert order.state is State.CANCELED
     assert order.filled == D("0.87412")  # 70000 / (80000 * 1.001), cut to the step
     assert 0 <= desk.free(USDT) < D(80000) * D("0.00001") * D("1.001")
+
+
+def test_what_an_account_can_afford_is_cut_to_the_step_even_where_the_quotient_rounds_up() -> None:
+    instrument = replace(build_instrument(), quantity_step=D(1))
+    plan = Plan([Level(D(3), D(5))], D(5), meets_self=False)
+    funds = D("2." + "9" * 40)  # 34 digits of funds / 3 are exactly 1
+    assert affordable(plan, funds, D(1), instrument).filled == 0
+    assert affordable(plan, D(3), D(1), instrument).filled == 1
+    assert affordable(plan, D(15), D(1), instrument) == plan
 
 
 def test_stops_that_trigger_together_act_in_the_order_of_arrival(desk: Desk) -> None:

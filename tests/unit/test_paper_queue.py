@@ -151,6 +151,37 @@ def test_a_print_and_the_shrinkage_it_caused_are_not_counted_twice_in_either_ord
     assert (order.ahead, order.filled) == (D(0), D(0))
 
 
+def test_a_newer_print_ends_the_credit_that_an_older_one_might_have_used(desk: Desk) -> None:
+    order = desk.buy("a", "2", "60000")  # behind 5
+    desk.book(bids=[("60000", "4")])
+    assert (order.ahead, order.credit) == (D(4), D(1))
+    desk.trade(SELL, "60000", "3")
+    assert (order.ahead, order.credit) == (D(1), D(0))
+
+
+def test_we_do_not_queue_behind_what_we_sold_into_ourselves(desk: Desk) -> None:
+    desk.sell("s", "2", "60000", tif=IOC)
+    assert desk.buy("a", "1", "60000").ahead == 3
+
+
+def test_of_a_level_that_holds_our_own_order_only_what_is_ahead_of_it_is_taken(desk: Desk) -> None:
+    desk.buy("own", "1", "60000")  # behind 5
+    desk.book(bids=[("60000", "9"), ("59999", "10")])  # 4 join behind it
+    newest = desk.sell("new", "7", "60000")
+    assert (fills(newest), newest.reason) == ([("60000", "5")], "SELF_TRADE")
+
+
+def test_a_print_older_than_the_trigger_is_history_to_a_stop_limit_that_then_rests(desk: Desk) -> None:
+    order = desk.sell("s", "0.5", "59450", stop="59500")
+    desk.book(bids=[("59400", "2")], asks=[("59440", "1"), ("59450", "3")])
+    triggered_at = desk.now
+    assert (order.triggered, order.ahead) == (True, D(3))
+    desk.late_print(BUY, "59460", "9", venue_ts_ms=triggered_at)
+    assert order.filled == 0
+    desk.trade(BUY, "59460", "9")
+    assert order.filled == D("0.5")
+
+
 def test_a_print_older_than_the_order_is_history(desk: Desk) -> None:
     seen = desk.now
     order = desk.buy("a", "2", "60000")

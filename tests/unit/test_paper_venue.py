@@ -74,6 +74,23 @@ async def test_an_answer_carries_state_fills_and_the_venues_time(venue: PaperVen
     assert (await venue.balances())[BTC].total == D("2.5")
 
 
+async def test_the_venues_time_does_not_go_back_when_the_machines_does() -> None:
+    class Adjusted(ManualClock):
+        back = 0
+
+        def now_ms(self) -> int:
+            return super().now_ms() - self.back
+
+    clock = Adjusted()
+    venue = build_paper_venue(clock)
+    venue.on_book(build_book())
+    first = await send(venue, terms("a", BUY, "0.1", "60001"))
+    clock.back = 5_000
+    second = await send(venue, terms("b", BUY, "0.1", "60001"))
+    assert second.venue_ts_ms == first.venue_ts_ms
+    assert len(await venue.trades_since(first.venue_ts_ms)) == 2
+
+
 async def test_a_refusal_is_raised_with_its_code_and_can_be_found_by_query(venue: PaperVenue) -> None:
     with pytest.raises(NonRetryable) as refused:
         await send(venue, terms("a", BUY, "1", "60001", post_only=True))
