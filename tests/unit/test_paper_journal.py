@@ -201,6 +201,18 @@ async def test_numbers_and_ids_go_on_after_a_restart(path: Path) -> None:
     assert content.generation == 2
 
 
+async def test_ids_that_a_power_cut_erased_are_not_given_again(path: Path) -> None:
+    await trade_a_little(path)
+    told = {trade.trade_id for trade in read_journal(path).trades}
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2]))  # the machine died before the rest reached its disk
+    venue = reopen(path)
+    venue.on_book(build_book())
+    report = await venue.send(await venue.prepare(terms("after", BUY, "0.0001", "60001"), deadline_ms=10**14))
+    assert report.trades[0].trade_id not in told
+    await venue.aclose()
+
+
 def test_an_absent_journal_reads_as_empty(path: Path) -> None:
     content = read_journal(path)
     assert (content.lines, content.orders, content.torn_bytes) == (0, {}, 0)
