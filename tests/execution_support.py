@@ -104,6 +104,7 @@ class Desk:
                 ids=self.ids,
                 price_source={INSTRUMENT_ID: PRICE_ID},
                 opening_balances=OPENING,
+                quote=Currency("USDT"),
                 **self._parts,
             )
         )
@@ -159,7 +160,9 @@ class Desk:
 
     async def beat(self, **fields: Any) -> Learned | Ignored:
         """Let risk be heard."""
-        return await self.service.hear_risk(self.heartbeat(**fields))
+        outcome = self.service.learn(self.heartbeat(**fields))
+        await self.service.act_on_news()
+        return outcome
 
     async def trip(self, state: TradingState = TradingState.HALTED) -> None:
         """Let risk trip the breaker and be heard."""

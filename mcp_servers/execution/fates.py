@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,7 +21,7 @@ from mcp_servers.execution.rows import fate_row
 from trading.adapters import codec
 from trading.adapters.signing import Envelope
 from trading.domain.approvals import Approval, Epoch, Fate
-from trading.domain.errors import AlreadyClaimed, InvalidValue, LedgerError, SignatureRefused
+from trading.domain.errors import AlreadyClaimed, InvalidValue, SignatureRefused
 from trading.domain.events import ApprovalEnded, EventEnvelope, EventMetadata, RiskApproved
 from trading.domain.identifiers import AccountId, ApprovalId
 from trading.domain.proposals import Mode
@@ -52,6 +52,7 @@ class Fates:
     """Follows risk's ledger and ends what nobody used.
 
     Args:
+        under_way: approvals that a submit is handling right now; it ends them itself, one way or the other.
         kept: how many written fates stay in memory; the ledger's primary key decides beyond that.
     """
 
@@ -63,6 +64,7 @@ class Fates:
         ledger: Ledger,
         approvals: LedgerReader,
         clock: Clock,
+        under_way: Callable[[], frozenset[ApprovalId]] = frozenset,
         kept: int = 10_000,
     ) -> None:
         self._account_id = account_id
@@ -70,6 +72,7 @@ class Fates:
         self._ledger = ledger
         self._approvals = approvals
         self._clock = clock
+        self._under_way = under_way
         self._kept = kept
         self._open: dict[ApprovalId, OpenApproval] = {}
         self._due: list[tuple[int, ApprovalId]] = []
@@ -136,23 +139,26 @@ class Fates:
 
     async def lapse_due(self) -> int:
         """Write ``lapsed`` for every open approval whose expiry our clock has passed; return how many."""
-        now_ms = self._clock.now_ms()
+        now_ms, busy = self._clock.now_ms(), self._under_way()
         due: list[ApprovalId] = []
-        while self._due and self._due[0][0] <= now_ms:
-            _, approval_id = heapq.heappop(self._due)
-            if approval_id in self._open:
-                due.append(approval_id)
         try:
-            return await self._end(due, Fate.LAPSED, "EXPIRED")
-        except LedgerError:
-            for approval_id in due:  # still open: try again at the next round
+            while self._due and self._due[0][0] <= now_ms:
+                due.append(heapq.heappop(self._due)[1])
+            late = [each for each in due if each in self._open and each not in busy]
+            return await self._end(late, Fate.LAPSED, "EXPIRED")
+        finally:
+            for approval_id in due:  # still open, because it is under way or the ledger failed: the next round ends it
                 if (known := self._open.get(approval_id)) is not None:
                     heapq.heappush(self._due, (known.expires_ms, approval_id))
-            raise
+
+    def has_before(self, epoch: Epoch) -> bool:
+        """Return whether an approval of an earlier epoch is still open."""
+        return any(known.epoch < epoch for known in self._open.values())
 
     async def void_before(self, epoch: Epoch) -> int:
         """Write ``voided`` for every open approval of an earlier epoch: the gate would never let it pass again."""
-        dead = [approval_id for approval_id, known in self._open.items() if known.epoch < epoch]
+        busy = self._under_way()
+        dead = [each for each, known in self._open.items() if known.epoch < epoch and each not in busy]
         return await self._end(dead, Fate.VOIDED, "EPOCH")
 
     async def void_requested(self) -> int:
@@ -162,7 +168,9 @@ class Fates:
 
     async def void(self, approval_ids: Iterable[ApprovalId], reason: str) -> int:
         """Write ``voided`` for these approvals where no fate is written yet; return how many."""
-        return await self._end([each for each in approval_ids if each not in self._written], Fate.VOIDED, reason)
+        busy = self._under_way()
+        free = [each for each in approval_ids if each not in self._written and each not in busy]
+        return await self._end(free, Fate.VOIDED, reason)
 
     async def _end(self, ids: Sequence[ApprovalId], fate: Fate, reason: str) -> int:
         ended = 0

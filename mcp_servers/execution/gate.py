@@ -139,9 +139,32 @@ class GateFacts(Protocol):
         ...
 
 
+class GateRefusedForNow(GateRefused):
+    """A refusal that passes by itself while the approval lives.
+
+    Attributes:
+        after_ms: when it is worth asking again.
+    """
+
+    after_ms = 500
+
+
+#: What the next heartbeat or the next price may lift.
+_PASSING: Final = frozenset(
+    {
+        GateCode.FROM_FUTURE,
+        GateCode.NO_HEARTBEAT,
+        GateCode.HEARTBEAT_STALE,
+        GateCode.PRICE_STALE,
+        GateCode.PRICE_BAND,
+    }
+)
+
+
 def refuse(code: GateCode, message: str, *, suggestion: str = "") -> NoReturn:
     """Raise the refusal of one check."""
-    raise GateRefused(message, code=code.value, suggestion=suggestion)
+    kind = GateRefusedForNow if code in _PASSING else GateRefused
+    raise kind(message, code=code.value, suggestion=suggestion)
 
 
 def open_approval(text: str, approval_id: ApprovalId, *, verifier: Verifier, key_id: KeyId) -> Approval:
@@ -268,6 +291,8 @@ def _check_order(approval: Approval, facts: GateFacts) -> None:
         refuse(GateCode.ORDER_MISMATCH, f"{order.symbol} cannot be traded on {order.venue}")
     if order.order_type is OrderType.MARKET:
         refuse(GateCode.ORDER_MISMATCH, "an approved order is never of type market")
+    if order.order_type is OrderType.STOP and approval.effect is not Effect.REDUCE:
+        refuse(GateCode.ORDER_MISMATCH, "a stop without a limit price has no bound and may only reduce")
     prices = [price for price in (order.limit_price, order.stop_price) if price is not None]
     if not instrument.is_quantity(order.quantity) or not all(instrument.is_price(price) for price in prices):
         refuse(GateCode.ORDER_MISMATCH, "quantity or price is not on the venue's step")
@@ -298,4 +323,4 @@ def _check_price(approval: Approval, facts: GateFacts, rules: GateRules, moment:
     if age_ms > rules.price_age_max_ms:
         refuse(GateCode.PRICE_STALE, f"the newest price is {age_ms} ms old, the most is {rules.price_age_max_ms} ms")
     if not approval.band_low <= mid <= approval.band_high:
-        refuse(GateCode.PRICE_BAND, "the market has left the approved price band", suggestion="ask risk again")
+        refuse(GateCode.PRICE_BAND, "the market has left the approved price band", suggestion="wait, or ask risk again")

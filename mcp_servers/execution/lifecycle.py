@@ -280,6 +280,11 @@ class Lifecycle:
                 self._flushing = asyncio.create_task(self._commit_pending())
             await asyncio.shield(self._flushing)
 
+    async def flush_all(self) -> None:
+        """Flush until nothing is waiting, also what is recorded meanwhile; raises as ``flush`` does."""
+        while self._durable < self._recorded:
+            await self.flush()
+
     async def _commit_pending(self) -> None:
         upto, unit = self._recorded, self._take_unit()
         try:

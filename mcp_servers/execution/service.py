@@ -18,6 +18,7 @@ from mcp_servers.execution.cancels import CancelAll, Cancels
 from mcp_servers.execution.epochs import EpochTracker, Ignored, Learned, remembered_pulse
 from mcp_servers.execution.fates import Fates
 from mcp_servers.execution.gate import GateRules, Moment, RiskPulse
+from mcp_servers.execution.inquiries import Inquiries
 from mcp_servers.execution.lifecycle import Lifecycle
 from mcp_servers.execution.metrics import Metrics
 from mcp_servers.execution.reconciliation import Reconciler, Reconciliation
@@ -25,10 +26,9 @@ from mcp_servers.execution.rows import order_of, position_of
 from mcp_servers.execution.sending import Sending
 from mcp_servers.execution.submission import Submissions
 from mcp_servers.execution.walks import Outcome
-from trading.domain.approvals import Fate, TradingState
-from trading.domain.errors import InvalidValue
+from trading.domain.approvals import Effect, Fate, TradingState
 from trading.domain.events import ServiceStarted, ServiceStopped
-from trading.domain.identifiers import ApprovalId, Currency, OrderId, Symbol
+from trading.domain.identifiers import ApprovalId, Currency, Symbol
 from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import OrderBook, Side
 from trading.domain.money import parse_decimal
@@ -54,6 +54,7 @@ class ExecutionParts:
         approvals: risk's ledger, read only.
         market: live prices; ``price_source`` says under which instrument they are found.
         price_source: instrument at our venue -> instrument in the market view, where they differ.
+        quote: currency that equity is counted in.
         opening_balances: what a new paper account starts with, in ledger and venue alike.
         answer_timeout_s: how long a venue's answer is waited for before the order counts as UNKNOWN.
         spacing_ms: least time between two "not found" answers that count towards ABSENT.
@@ -70,6 +71,7 @@ class ExecutionParts:
     ids: IdFactory
     price_source: Mapping[InstrumentId, InstrumentId]
     opening_balances: Mapping[Currency, Decimal]
+    quote: Currency
     answer_timeout_s: float = 3.0
     spacing_ms: int = 500
     terminal_kept: int = 2_000
@@ -91,6 +93,7 @@ class ExecutionService:
             ledger=parts.ledger,
             approvals=parts.approvals,
             clock=parts.clock,
+            under_way=lambda: self.submissions.under_way,
         )
         self.epochs = EpochTracker(parts.rules.account_id, verifier=parts.verifier, rules=parts.rules)
         self.sending = Sending(
@@ -126,10 +129,14 @@ class ExecutionService:
             under_way=lambda: self.submissions.under_way,
             spacing_ms=parts.spacing_ms,
         )
+        self.inquiries = Inquiries(self)
         self.cancels = Cancels(self.lifecycle, parts.venue, self.reconciler)
-        #: What the last halt could not cancel yet; swept again until empty.
-        self.unswept = 0
         self.risk_seq = 0
+        #: Size of the newest head of risk's ledger that is embedded in ours.
+        self.witnessed_size = 0
+        #: Set when a heartbeat changed something that must be acted on.
+        self.news = asyncio.Event()
+        self._to_persist = False
         self._generation = 0
 
     # --- what the gate asks (GateFacts) --------------------------------------------------------------------------
@@ -222,18 +229,24 @@ class ExecutionService:
 
     # --- what comes in -------------------------------------------------------------------------------------------
 
-    async def hear_risk(self, text: str) -> Learned | Ignored:
-        """Take one heartbeat from the bus: it acts in memory at once, then its consequences are carried out."""
+    def learn(self, text: str) -> Learned | Ignored:
+        """Take one heartbeat from the bus; it binds every send from here on. ``news`` is set if there is more to do."""
         outcome = self.epochs.observe(text, self.moment())
-        if isinstance(outcome, Ignored):
-            return outcome
-        if outcome.changed:
-            await self.epochs.persist(self.parts.ledger, now_ms=self.clock.now_ms())
-        if outcome.newer_epoch:
-            await self.fates.void_before(self.pulse.epoch)
-        if self.pulse.state in _HALTED and (outcome.changed or self.unswept):
-            await self.sweep()
+        if isinstance(outcome, Learned):
+            if outcome.changed:
+                self._to_persist = True
+            if outcome.changed or self.has_halted_work() or self.fates.has_before(self.pulse.epoch):
+                self.news.set()
         return outcome
+
+    async def act_on_news(self) -> None:
+        """Carry out what was learned: write the epoch down, void what died with it, cancel what a halt forbids."""
+        if self._to_persist:
+            self._to_persist = False
+            await self.epochs.persist(self.parts.ledger, now_ms=self.clock.now_ms())
+        await self.fates.void_before(self.pulse.epoch)
+        if self.has_halted_work():
+            await self.sweep()
 
     async def hear_venue(self, report: VenueReport) -> None:
         """Take one unsolicited report; the caller flushes."""
@@ -247,11 +260,14 @@ class ExecutionService:
     async def sweep(self) -> CancelAll | None:
         """Cancel working orders that add risk while trading is halted; return what remains, None if it is not."""
         if self.pulse.state not in _HALTED:
-            self.unswept = 0
             return None
-        outcome = await self.cancels.cancel_all(by="halt", increases_only=True)
-        self.unswept = len(outcome.remaining)
-        return outcome
+        return await self.cancels.cancel_all(by="halt", increases_only=True)
+
+    def has_halted_work(self) -> bool:
+        """Return whether trading is halted and an order that adds risk may still be working."""
+        if self.pulse.state not in _HALTED:
+            return False
+        return any(order.effect is Effect.INCREASE for order in self.lifecycle.book.open_orders.values())
 
     # --- what the tools ask --------------------------------------------------------------------------------------
 
@@ -259,29 +275,9 @@ class ExecutionService:
         """Return the receipt or refusal of each approval; see ``Submissions.submit``."""
         return await self.submissions.submit([ApprovalId(each) for each in approval_ids])
 
-    async def find_order(self, name: str) -> Order:
-        """Return the order with this order id, client order id or approval id.
-
-        Raises:
-            InvalidValue: UNKNOWN_ORDER.
-        """
-        order = self.lifecycle.book.order(OrderId(name))
-        if order is not None:
-            return order
-        for column in ("order_id", "approval_id", "client_order_id"):
-            rows = await self.parts.ledger.rows("orders", {column: name}, limit=1)
-            if rows:
-                order = order_of(rows[0])
-                return self.lifecycle.book.order(order.order_id) or order
-        raise InvalidValue(
-            "there is no order with this id",
-            code="UNKNOWN_ORDER",
-            suggestion="list them with execution_list_orders",
-        )
-
     async def cancel(self, name: str, *, by: str) -> Order:
         """Cancel one order; see ``Cancels.cancel``."""
-        return await self.cancels.cancel(await self.find_order(name), by=by)
+        return await self.cancels.cancel(await self.inquiries.find_order(name), by=by)
 
     async def cancel_all(self, *, by: str, symbol: Symbol | None = None) -> CancelAll:
         """Cancel everything that may be cancelled; a caller that goes away does not stop it."""
@@ -290,30 +286,3 @@ class ExecutionService:
     async def reconcile(self) -> Reconciliation:
         """Compare ledger and venue now."""
         return await asyncio.shield(asyncio.ensure_future(self.reconciler.run(record=True)))
-
-    def unsafe_reasons(self) -> list[str]:
-        """Return why new risk would not be taken now, each starting with a stable code; empty when it would."""
-        moment, reasons = self.moment(), list[str]()
-        age_ms = self.epochs.age_ms(moment.monotonic_ns)
-        if self.lifecycle.broken.is_set():
-            reasons.append("LEDGER_FAILED the room is stopping")
-        if age_ms is None:
-            reasons.append("NO_HEARTBEAT risk has not been heard since the start")
-        elif age_ms > self.rules.heartbeat_age_max_ms:
-            reasons.append(f"HEARTBEAT_STALE risk was last heard {age_ms} ms ago")
-        if self.pulse.state is not TradingState.ACTIVE:
-            reasons.append(f"TRADING_STATE trading is {self.pulse.state}")
-        if doubtful := len(self.reconciler.in_doubt()):
-            reasons.append(f"UNRESOLVED {doubtful} orders may or may not be at the venue")
-        last = self.reconciler.last
-        if last is None or not last.complete:
-            reasons.append("NOT_RECONCILED the venue has not answered everything yet")
-        elif last.differences:
-            reasons.append(f"DIFFERENCES {len(last.differences)} differences between ledger and venue")
-        for instrument_id in self.instruments:
-            book = self.book(instrument_id)
-            if book is None or book.mid is None:
-                reasons.append(f"NO_PRICE {instrument_id}")
-            elif book.age_ms(moment.now_ms) > self.rules.price_age_max_ms:
-                reasons.append(f"PRICE_STALE {instrument_id} {book.age_ms(moment.now_ms)} ms")
-        return reasons
