@@ -26,7 +26,7 @@ from coordinator.rooms import Room
 from mcp_servers.hosting import ToolFailure
 from trading.domain.errors import OutcomeUnknown, TradingError, Unavailable
 from trading.domain.identifiers import ApprovalId, OrderId
-from trading.domain.money import plain
+from trading.domain.money import parse_decimal, plain
 from trading.domain.proposals import TradeProposal
 
 _log = logging.getLogger(__name__)
@@ -49,10 +49,25 @@ _ORDER_FIELDS: Final = (
     "agent_id",
     "reason",
 )
-#: States of an order that say that something was traded or may still be.
+#: States of an order that is at the venue or may be.
 _ALIVE: Final = frozenset(
-    {"filled", "partially_filled", "accepted", "submitted", "initialized", "triggered", "pending_cancel", "unknown"}
+    {"initialized", "submitted", "unknown", "accepted", "triggered", "pending_update", "pending_cancel"}
+    | {"partially_filled", "filled"}
 )
+#: Refusals before anything was claimed that a moment can change, as after a restart of risk, market or execution.
+_PASSING: Final = frozenset(
+    {
+        "GATE_NO_HEARTBEAT",
+        "GATE_HEARTBEAT_STALE",
+        "GATE_UNRECONCILED",
+        "GATE_PRICE_STALE",
+        "GATE_NOT_FOUND",
+        "LEDGER_UNAVAILABLE",
+        "UNAVAILABLE",
+    }
+)
+_PASSING_PAUSE_S: Final = 0.1
+_DETAIL_MAX: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,8 +195,7 @@ class Pipeline:
             decision_id=record.decision_id,
             orders=orders,
         )
-        given = cast("list[dict[str, Any]]", answer.get("approvals") or [])
-        approvals = [str(item["approval_id"]) for item in given]
+        approvals = [str(each) for each in cast("list[object]", answer.get("approval_ids") or [])]
         if not approvals:
             return await self._complete(record, proposal, *_why_not(answer))
         return await self._journal.progressed(record, "executing", orjson.dumps({"approvals": approvals}).decode())
@@ -189,15 +203,25 @@ class Pipeline:
     async def _execute(self, record: DecisionRecord, proposal: Signed[TradeProposal]) -> None:
         """Bring the approvals to execution, which uses each of them once."""
         approvals = cast("list[str]", orjson.loads(record.detail)["approvals"])
-        answer = await self._ask(
-            self._execution,
-            "execution_submit_orders",
-            proposal.value.expires_ms + self._settings.give_up_ms,
-            approval_ids=approvals,
-        )
+        answer = await self._submit(approvals, proposal.value.expires_ms)
         result, detail = _outcome(answer)
-        order_ids = [OrderId(str(item["order_id"])) for item in _receipts(answer) if item.get("order_id")]
+        order_ids = [OrderId(str(row["order_id"])) for row in _rows(answer, "orders")]
         await self._complete(record, proposal, result, detail, approvals=approvals, order_ids=order_ids)
+
+    async def _submit(self, approvals: list[str], expires_ms: int) -> dict[str, Any]:
+        """Submit until execution has decided: a refusal that a moment can change is asked again while there is time."""
+        while True:
+            answer = await self._ask(
+                self._execution,
+                "execution_submit_orders",
+                expires_ms + self._settings.give_up_ms,
+                approval_ids=approvals,
+            )
+            codes = {str(row.get("code")) for row in _rows(answer, "failures")}
+            if not codes & _PASSING or self._now_ms() >= expires_ms:
+                return answer
+            self.counts["submitted_again"] += 1
+            await asyncio.sleep(_PASSING_PAUSE_S)
 
     async def _complete(
         self,
@@ -275,29 +299,25 @@ def _child(child: dict[str, Any], proposal: TradeProposal) -> dict[str, Any]:
 
 
 def _why_not(answer: dict[str, Any]) -> tuple[str, str]:
-    """Return result and detail of an answer without approvals: the first failed rule says most."""
+    """Return result and detail of an answer without approvals: every failed rule by name."""
     if answer.get("pending_human"):
         return "failed", "PENDING_HUMAN"
-    for denial in cast("list[dict[str, Any]]", answer.get("denials") or []):
-        failures = cast("list[dict[str, Any]]", denial.get("failures") or [])
-        rules = [str(failure.get("rule", "")) for failure in failures]
-        if rules:
-            messages = " ".join(str(failure.get("message", "")) for failure in failures)
-            expired = rules == ["DECISION_INVALID"] and "expired" in messages.lower()
-            return ("expired", "DECISION_EXPIRED") if expired else ("denied", ",".join(rules))
-    return "denied", "DENIED"
-
-
-def _receipts(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    return cast("list[dict[str, Any]]", answer.get("receipts") or answer.get("orders") or [])
+    failures = [failure for denial in _rows(answer, "denials") for failure in _rows(denial, "failures")]
+    if any("DECISION_EXPIRED" in str(failure.get("message", "")) for failure in failures):
+        return "expired", "DECISION_EXPIRED"
+    rules = dict.fromkeys(str(failure.get("rule", "")) for failure in failures)
+    return "denied", ",".join(rules)[:_DETAIL_MAX] or "DENIED"
 
 
 def _outcome(answer: dict[str, Any]) -> tuple[str, str]:
-    """Return result and detail of a submission: executed if any order reached the venue or may have."""
-    receipts = _receipts(answer)
-    if any(str(item.get("state", "")).lower() in _ALIVE for item in receipts):
+    """Return result and detail of a submission: executed if anything was traded, may still be, or may have been."""
+    orders = _rows(answer, "orders")
+    if any(row.get("state") in _ALIVE or parse_decimal(str(row.get("filled", "0"))) > 0 for row in orders):
         return "executed", ""
-    failures = cast("list[dict[str, Any]]", answer.get("failures") or [])
-    codes = [str(item.get("code", "")) for item in failures] + [str(item.get("state", "")) for item in receipts]
-    detail = next((code for code in codes if code), "NOTHING_SENT")
-    return ("expired" if "EXPIRED" in detail.upper() or "LAPSED" in detail.upper() else "failed"), detail[:64]
+    codes = [str(row.get("code", "")) for row in _rows(answer, "failures")] + [str(row["state"]) for row in orders]
+    detail = ",".join(dict.fromkeys(code for code in codes if code))[:_DETAIL_MAX] or "NOTHING_SENT"
+    return ("expired" if any(word in detail for word in ("EXPIRED", "FATE_WRITTEN", "TTL")) else "failed"), detail
+
+
+def _rows(answer: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return cast("list[dict[str, Any]]", answer.get(name) or [])

@@ -20,13 +20,13 @@ class Route(Row):
 
 
 class Answer(Row):
-    approvals: list[dict[str, Any]]
+    approval_ids: list[str]
     denials: list[dict[str, Any]]
 
 
-class Receipts(Row):
-    receipts: list[dict[str, Any]]
-    refusals: list[dict[str, Any]] = []
+class Batch(Row):
+    orders: list[dict[str, Any]]
+    failures: list[dict[str, Any]]
 
 
 class Balances(Row):
@@ -41,10 +41,12 @@ class FakeRooms:
         lose: for each tool, how many calls never answer and do nothing.
         refuse: for each tool, errors to raise first.
         deny: rules that fail every request.
+        gate: codes with which the next submissions are refused.
+        state: what becomes of an order.
     """
 
     def __init__(self) -> None:
-        self.requests: dict[str, list[dict[str, Any]]] = {}
+        self.requests: dict[str, list[str]] = {}
         self.contents: dict[str, list[dict[str, Any]]] = {}
         self.orders: dict[str, str] = {}
         self.venue_orders: Counter[str] = Counter()
@@ -53,6 +55,8 @@ class FakeRooms:
         self.lose: Counter[str] = Counter()
         self.refuse: dict[str, list[Exception]] = {}
         self.deny: list[str] = []
+        self.gate: list[str] = []
+        self.state = "filled"
         self.price = 60_000
 
     async def _before(self, tool: str) -> None:
@@ -119,24 +123,30 @@ class FakeRooms:
             self.contents[request_id] = orders
             if self.deny:
                 denial = {"failures": [{"rule": rule, "message": "no"} for rule in self.deny]}
-                return ok(Answer(approvals=[], denials=[denial]))
+                return ok(Answer(approval_ids=[], denials=[denial]))
             known = self.requests.setdefault(
-                request_id, [{"approval_id": f"approval-{len(self.requests)}-{i}"} for i, _ in enumerate(orders)]
+                request_id, [f"approval-{len(self.requests)}-{i}" for i, _ in enumerate(orders)]
             )
             await self._after("approve")
-            return ok(Answer(approvals=known, denials=[]))
+            return ok(Answer(approval_ids=known, denials=[]))
 
         @kind(title="Submit")
-        async def execution_submit_orders(approval_ids: list[str]) -> Reply[Receipts]:
+        async def execution_submit_orders(approval_ids: list[str]) -> Reply[Batch]:
             """Submit."""
             await self._before("submit")
+            if self.gate:
+                code = self.gate.pop(0)
+                return ok(Batch(orders=[], failures=[{"approval_id": e, "code": code} for e in approval_ids]))
             for each in approval_ids:
                 if each not in self.orders:
                     self.orders[each] = f"order-of-{each}"
                     self.venue_orders[each] += 1
             await self._after("submit")
-            rows = [{"approval_id": each, "order_id": self.orders[each], "state": "filled"} for each in approval_ids]
-            return ok(Receipts(receipts=rows))
+            rows = [
+                {"approval_id": each, "order_id": self.orders[each], "state": self.state, "filled": "0"}
+                for each in approval_ids
+            ]
+            return ok(Batch(orders=rows, failures=[]))
 
         @kind(title="Account")
         async def execution_get_account(account: str) -> Reply[Balances]:

@@ -166,6 +166,27 @@ async def test_a_definite_refusal_is_not_asked_again() -> None:
         assert walk.rooms.calls == {"plan": 1}
 
 
+async def test_a_refusal_that_a_moment_can_change_is_submitted_again_and_others_are_not() -> None:
+    async with open_walk() as walk:
+        walk.rooms.gate = ["GATE_NO_HEARTBEAT", "GATE_PRICE_STALE"]
+        await walk.run(walk.pipeline(), await walk.decided())
+        walk.rooms.gate = ["GATE_PRICE_BAND"]
+        await walk.run(walk.pipeline(), await walk.decided("2"))
+        assert [(d.result, d.detail) for d in walk.completed] == [("executed", ""), ("failed", "GATE_PRICE_BAND")]
+        assert walk.rooms.calls["submit"] == 4
+
+
+@pytest.mark.parametrize(
+    ("state", "result"),
+    [("unknown", "executed"), ("rejected", "failed"), ("canceled", "failed"), ("accepted", "executed")],
+)
+async def test_the_result_follows_the_state_of_the_order(state: str, result: str) -> None:
+    async with open_walk() as walk:
+        walk.rooms.state = state
+        await walk.run(walk.pipeline(), await walk.decided())
+        assert [d.result for d in walk.completed] == [result]
+
+
 async def test_a_decision_that_expired_before_it_was_brought_to_risk_ends_as_expired() -> None:
     async with open_walk() as walk:
         decision = await walk.decided()
