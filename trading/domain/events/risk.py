@@ -1,0 +1,71 @@
+"""What risk writes: approvals, denials, reservations, limits and the breaker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from trading.domain.approvals import Approval, Epoch, TradingState
+from trading.domain.denials import RiskDenial
+from trading.domain.identifiers import ApprovalId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskApproved:
+    """Risk reserved and signed. ``envelope`` is the DSSE envelope, JSON text."""
+
+    TYPE: ClassVar[str] = "risk.approved"
+    approval: Approval
+    envelope: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskDenied:
+    """Risk refused, with every failed rule."""
+
+    TYPE: ClassVar[str] = "risk.denied"
+    denial: RiskDenial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReservationReleased:
+    """An approval no longer counts against the limits; ``evidence`` is its fate or its order's final state."""
+
+    TYPE: ClassVar[str] = "reservation.released"
+    approval_id: ApprovalId
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsLoaded:
+    """A policy came into force."""
+
+    TYPE: ClassVar[str] = "limits.loaded"
+    version: int
+    digest: str
+    min_policy_version: int
+    document: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerTripped:
+    """Trading was restricted. ``scope`` is ``desk`` in this release."""
+
+    TYPE: ClassVar[str] = "breaker.tripped"
+    scope: str
+    reason: str
+    state: TradingState
+    epoch: Epoch
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerReset:
+    """Trading was allowed again, by a person or, in paper, by a policy that says so."""
+
+    TYPE: ClassVar[str] = "breaker.reset"
+    scope: str
+    reason: str
+    state: TradingState
+    epoch: Epoch
+    by: str
