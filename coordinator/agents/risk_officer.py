@@ -32,7 +32,7 @@ class OfficerNumbers:
     book_age_max_ms: int = 1_500
     account_age_max_ms: int = 5_000
     spread_bps_max: Decimal = Decimal(15)
-    order_equity_bps_max: Decimal = Decimal(500)
+    order_equity_bps_max: Decimal = Decimal(1_000)
     exposure_equity_bps_max: Decimal = Decimal(9_500)
 
 

@@ -62,7 +62,7 @@ BALANCED: Final = ModeNumbers(
     spread_bps_max=5.0,
     volatility_bps_max=20.0,
     volatility_bps_target=4.0,
-    order_equity_bps=Decimal(100),
+    order_equity_bps=Decimal(150),
     position_equity_bps=Decimal(3_000),
     depth_share=Decimal("0.2"),
     objection_strength=0.85,
@@ -75,11 +75,11 @@ AGGRESSIVE: Final = ModeNumbers(
     spread_bps_max=10.0,
     volatility_bps_max=50.0,
     volatility_bps_target=10.0,
-    order_equity_bps=Decimal(200),
+    order_equity_bps=Decimal(500),
     position_equity_bps=Decimal(9_000),
     depth_share=Decimal("0.5"),
     objection_strength=0.95,
-    proposal_interval_ms=600,
+    proposal_interval_ms=500,
 )
 
 #: From the most cautious to the boldest.

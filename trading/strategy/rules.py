@@ -18,6 +18,9 @@ from trading.strategy.signals import Signal, read, volatility_bps
 from trading.strategy.sizing import order_cap, order_size
 from trading.strategy.snapshot import MarketSnapshot
 
+#: What is held is sold on strong evidence only, in every mode: each sale pays the round trip's second fee.
+EXIT_STRENGTH_MIN: Final = 0.8
+
 #: Older market data or account figures are not traded on, by any mode.
 BOOK_AGE_MAX_MS: Final = 2_000
 ACCOUNT_AGE_MAX_MS: Final = 5_000
@@ -62,8 +65,12 @@ def admitted(snapshot: MarketSnapshot, mode: ModeNumbers) -> tuple[Signal, ...]:
     return tuple(
         signal
         for signal in read(snapshot)
-        if signal.strength >= mode.strength_min and signal.edge_bps >= mode.edge_to_cost_min * cost
+        if signal.strength >= _strength_min(signal.side, mode) and signal.edge_bps >= mode.edge_to_cost_min * cost
     )
+
+
+def _strength_min(side: Side, mode: ModeNumbers) -> float:
+    return mode.strength_min if side is Side.BUY else max(mode.strength_min, EXIT_STRENGTH_MIN)
 
 
 def propose(snapshot: MarketSnapshot, mode: ModeNumbers) -> Propose | Hold:
