@@ -257,23 +257,30 @@ class EmbeddedRedis:
         alive = FileLock(self._directory / "server.lock")
         await alive.lock(timeout_s=_LOCK_TIMEOUT_S)
         (self._directory / "server.pid").unlink(missing_ok=True)  # a killed server leaves it behind
+        first_words = self._directory / "start.log"
+        first_words.touch(mode=0o600)
         try:
             # --daemonize makes the server leave our session and process tree: it outlives whoever started it.
-            process = await asyncio.create_subprocess_exec(
-                str(binary),
-                *self._options(acl),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                pass_fds=(alive.descriptor,),
-                start_new_session=True,
-                umask=0o077,
-            )
-            output, _ = await process.communicate()
+            # Its first words go to a file and not to a pipe: under uvloop the daemon keeps a pipe's other end open.
+            with first_words.open("wb") as output:
+                process = await asyncio.create_subprocess_exec(
+                    "/bin/sh",  # sets the umask, for which uvloop's subprocesses have no argument
+                    "-c",
+                    'umask 077 && exec "$0" "$@"',
+                    str(binary),
+                    *self._options(acl),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=asyncio.subprocess.STDOUT,
+                    pass_fds=(alive.descriptor,),
+                    start_new_session=True,
+                )
+                await process.wait()
         finally:
             alive.close()  # not an unlock: the server inherited the descriptor and with it the lock
         if process.returncode:
-            raise Unavailable(f"{binary.name} refused to start: {output.decode(errors='replace').strip()[-300:]}")
+            said = first_words.read_text(encoding="utf-8", errors="replace").strip()[-300:]
+            raise Unavailable(f"{binary.name} refused to start: {said}")
 
     async def _start_guard(self) -> None:
         # A plain file run with -I -S starts in a few milliseconds; it detaches itself and finds out if it is needed.
