@@ -44,6 +44,7 @@ BOOKS_KEPT: Final = 256  # stream entries
 TRADES_KEPT: Final = 8_192  # stream entries; one entry holds at least one trade
 TRADES_PER_MESSAGE: Final = 256
 BACKLOG_LIMIT: Final = 100_000  # trades waiting for Redis
+_RULES_EVERY_S: Final = 5.0  # a server that lost its data learns the rules again, without noticing its restart
 _CALL_TIMEOUT_S: Final = 5.0
 _BACKOFF_S: Final = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -75,6 +76,7 @@ class MarketStreamPublisher:
         self._feed = feed
         self._sequence = 0
         self._rules: dict[str, bytes] = {}
+        self._rules_due_s = 0.0
         self._books: dict[InstrumentId, BookUpdate] = {}
         self._trades: dict[InstrumentId, list[TradeUpdate]] = {}
         self._waiting_trades = 0
@@ -199,8 +201,7 @@ class MarketStreamPublisher:
                     newest = await self._redis.xrevrange(stream, count=1)
                     if newest:
                         self._sequence = max(self._sequence, self._stored_sequence(stream, newest[0][1]))
-            if self._rules:
-                await self._redis.hset(self._keys.instruments, mapping=dict(self._rules))
+        self._rules_due_s = 0.0
         self.connected = True
 
     def _stored_sequence(self, stream: str, fields: dict[bytes, bytes]) -> int:
@@ -233,9 +234,14 @@ class MarketStreamPublisher:
         return _Batch(messages, stored, len(books), sum(len(waiting) for waiting in trades.values()))
 
     async def _send(self, batch: _Batch) -> None:
+        now_s = asyncio.get_running_loop().time()
         async with self._redis.pipeline(transaction=True) as pipe:
+            if self._rules and now_s >= self._rules_due_s:
+                pipe.hset(self._keys.instruments, mapping=dict(self._rules))
             for stream, data, tag, kept in batch.messages:
                 pipe.xadd(stream, {"d": data, "h": tag}, maxlen=kept, approximate=True)
             if batch.position is not None:
                 pipe.set(self._keys.position, batch.position)
             await pipe.execute()
+        if now_s >= self._rules_due_s:
+            self._rules_due_s = now_s + _RULES_EVERY_S
