@@ -145,6 +145,20 @@ def test_the_latest_head_is_the_largest_genuine_one(tmp_path: Path) -> None:
     assert (head.service, head.size, head.root) == ("risk", 9, bytes(range(32)).hex())
 
 
+@pytest.mark.parametrize("forged", [0, 5, 60])
+def test_the_latest_head_is_found_in_a_long_file(tmp_path: Path, forged: int) -> None:
+    path = tmp_path / "risk.note"
+    thief = make_test_signer("thief")
+    good = "".join(sign_checkpoint(make(size), SIGNER, KEY) + "\n" for size in range(1, 101))
+    bad = "".join(sign_checkpoint(make(size), thief, thief.public_key) + "\n" for size in range(500, 500 + forged))
+    for unfinished in range(0, 60, 7):
+        path.write_text(good + bad + sign_checkpoint(make(999), SIGNER, KEY)[:unfinished])
+        head = latest_head(path, "risk", KEY)
+        assert head is not None
+        assert head.size == 100
+    assert len(list(read_checkpoints(path, "grekko.local/risk", KEY))) == 100 + forged
+
+
 async def fill(desk: SqliteDesk, count: int) -> None:
     async with desk.writer(checkpoint=desk.checkpointing) as ledger:
         for number in range(count):

@@ -192,6 +192,22 @@ async def test_a_closed_ledger_refuses_and_finishes_what_waited(sql_desk: SqlDes
     assert refused.value.code == "LEDGER_CLOSED"
 
 
+@pytest.mark.parametrize("turns", [0, 1, 2, 10, 40, 100, 200, 400])
+async def test_stopping_the_batcher_leaves_nobody_waiting(sql_desk: SqlDesk, turns: int) -> None:
+    async with sql_desk.writer() as ledger:
+        waiting = [asyncio.create_task(ledger.commit(unit(f"a{i}"))) for i in range(3)]
+        for _ in range(turns + 1):  # the cut comes at the beginning, in the middle or after the end of the transaction
+            await asyncio.sleep(0)
+        if ledger._pump is not None:
+            ledger._pump.cancel()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        written = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+        assert all(isinstance(outcome, (list, LedgerUnavailable)) for outcome in outcomes)
+        assert await ledger.last_seq() == len(written)
+        await ledger.commit(unit("next"))
+    await assert_verified(sql_desk, len(written) + 1)
+
+
 async def test_more_units_than_the_queue_holds_are_refused(sqlite_desk: SqliteDesk, monkeypatch) -> None:
     monkeypatch.setattr("trading.adapters.sql.writer._WAITING_MAX", 5)
     async with sqlite_desk.writer() as ledger:

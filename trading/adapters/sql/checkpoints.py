@@ -20,10 +20,10 @@ import base64
 import binascii
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from trading.adapters.signing import Ed25519Verifier, key_id_of
 from trading.domain.errors import InvalidValue, SignatureRefused
@@ -32,6 +32,7 @@ from trading.ports.signing import Signer
 
 _DASH: Final = "\N{EM DASH} "
 _ED25519: Final = b"\n\x01"
+_TAIL: Final = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,11 @@ def read_checkpoints(path: Path, origin: str, public_key: str) -> Iterator[Check
 
     An unfinished last note is what a crash leaves behind and is passed over.
     """
-    for index, note in enumerate(_notes(path), start=1):
+    yield from _parsed(_notes(path), origin, public_key)
+
+
+def _parsed(notes: Iterable[str], origin: str, public_key: str) -> Iterator[Checkpoint | Refused]:
+    for index, note in enumerate(notes, start=1):
         try:
             yield parse_checkpoint(note, origin, public_key)
         except (SignatureRefused, InvalidValue) as error:
@@ -159,21 +164,32 @@ def read_checkpoints(path: Path, origin: str, public_key: str) -> Iterator[Check
             yield Refused(index, int(claimed[0]) if claimed and claimed[0].isdecimal() else 0, str(error))
 
 
-def _notes(path: Path) -> Iterator[str]:
+def _notes(path: Path, *, last_bytes: int | None = None) -> Iterator[str]:
+    """Yield the finished notes, or only those in the last so many bytes."""
     if not path.exists():
         return
-    note: list[str] = []
-    blanks = 0
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-        for line in file:
-            if line != "\n":
-                note.append(line)
-            elif blanks == 0:
-                blanks = 1
+    skip = max(0, path.stat().st_size - last_bytes) if last_bytes is not None else 0
+    with path.open("rb") as file:
+        file.seek(skip)
+        if skip:
+            _pass_over_one_note(file)
+        note: list[str] = []
+        blank_lines = 0
+        for raw in file:
+            line = raw.decode("utf-8", "replace")
+            blank_lines += line == "\n"
+            if blank_lines < 2:
                 note.append(line)
             else:
                 yield "".join(note)
-                note, blanks = [], 0
+                note, blank_lines = [], 0
+
+
+def _pass_over_one_note(file: BinaryIO) -> None:
+    for raw in file:
+        if raw.startswith(_DASH.encode()):
+            break
+    file.readline()
 
 
 class CheckpointFile:
@@ -205,6 +221,8 @@ class CheckpointFile:
 def latest_head(path: Path, room: str, public_key: str, *, origin: str = "") -> HeadWitnessed | None:
     """Return the newest good checkpoint of a room as the event with which another room witnesses it.
 
+    Cheap enough to ask again and again: only the end of the file is read, unless nothing there is genuine.
+
     Args:
         path: the room's checkpoint file.
         room: whose head it is.
@@ -212,7 +230,10 @@ def latest_head(path: Path, room: str, public_key: str, *, origin: str = "") -> 
         origin: if it is not the default one.
     """
     newest: Checkpoint | None = None
-    for entry in read_checkpoints(path, origin or origin_of(room), public_key):
-        if isinstance(entry, Checkpoint) and (newest is None or entry.size >= newest.size):
-            newest = entry
-    return None if newest is None else HeadWitnessed(service=room, size=newest.size, root=newest.root.hex())
+    for last_bytes in (_TAIL, None):  # the newest is nearly always near the end; the file grows for ever
+        for entry in _parsed(_notes(path, last_bytes=last_bytes), origin or origin_of(room), public_key):
+            if isinstance(entry, Checkpoint) and (newest is None or entry.size >= newest.size):
+                newest = entry
+        if newest is not None:
+            return HeadWitnessed(service=room, size=newest.size, root=newest.root.hex())
+    return None

@@ -20,7 +20,7 @@ from trading.adapters.sql.plan import Work
 from trading.adapters.sql.store import ConstraintBroken
 from trading.adapters.sql.stored import EVENT_COLUMNS
 from trading.adapters.sql.tables import ROOMS, Shape, Value, Values
-from trading.domain.errors import ConfigurationError, LeaseLost, LedgerUnavailable
+from trading.domain.errors import ConfigurationError, LeaseLost, LedgerError, LedgerUnavailable
 
 _TIMEOUT_S: Final = 15.0
 _LOCK_WAIT_MS: Final = 1500
@@ -130,10 +130,7 @@ class PostgresStore:
             raise LedgerUnavailable(f"the {self._room} ledger does not answer: {error}") from error
 
     async def head(self) -> tuple[int, bytes | None]:
-        """Return sequence and hash of the newest event, on a fresh session if the old one is in doubt."""
-        if self._connection is not None and self._connection.is_in_transaction():
-            self._connection.terminate()
-            self._connection = None
+        """Return sequence and hash of the newest event."""
         rows = await self._fetch("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
         return (int(rows[0][0]), bytes(rows[0][1])) if rows else (0, None)
 
@@ -151,8 +148,16 @@ class PostgresStore:
                     await _insert(connection, shape.name, shape.columns, shape.kinds, key, step.rows)
         except asyncpg.IntegrityConstraintViolationError as error:
             raise ConstraintBroken(str(error)) from error
-        except _FAILURES as error:
-            raise LedgerUnavailable(f"the {self._room} ledger does not answer: {error}") from error
+        except LedgerError:
+            raise
+        except BaseException as error:
+            # A session cut off within a transaction would take the next one for a part of it and never commit. The
+            # lock of its successor waits until this one has ended, so what the successor reads is final.
+            connection.terminate()
+            self._connection = None
+            if isinstance(error, _FAILURES):
+                raise LedgerUnavailable(f"the {self._room} ledger does not answer: {error}") from error
+            raise
 
     async def _check(self, connection: _Connection, work: Work) -> None:
         # FOR SHARE: a new writer's lease waits until this transaction has ended, so no commit slips past a fence.

@@ -119,6 +119,12 @@ class SqlReader:
         text, parameters = statements.select_rows(shape, wanted, limit, postgres=self._source.postgres)
         return [shape.row(tuple(row)) for row in await self._source.fetch(text, parameters)]
 
+    async def count(self, table: str) -> int:
+        """Return the number of rows of a projection table; raises LedgerUnavailable or InvalidValue."""
+        text = f"SELECT count(*) FROM {shape_of(self._room, table).name}"  # noqa: S608 - a name of our own
+        rows = await self._source.fetch(text, ())
+        return int(rows[0][0]) if rows else 0
+
     async def close(self) -> None:
         """Let go of the database."""
         await self._source.close()

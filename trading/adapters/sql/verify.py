@@ -15,6 +15,7 @@ from pathlib import Path
 
 from trading.adapters.sql.checkpoints import Refused, origin_of, read_checkpoints
 from trading.adapters.sql.merkle import Frontier
+from trading.adapters.sql.projections import ProjectionAudit
 from trading.adapters.sql.reader import SqlReader
 from trading.adapters.sql.stored import EventRow, chain_hash, genesis
 from trading.domain.events import HeadWitnessed
@@ -33,6 +34,7 @@ class Kind(StrEnum):
     REWRITTEN = "rewritten"
     TRUNCATED = "truncated"
     FORGED_CHECKPOINT = "forged_checkpoint"
+    PROJECTION = "projection"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class AuditReport:
         unproven: events after the newest head that agrees with a checkpoint or witness.
         checkpoints: checkpoints with a good signature.
         witnesses: heads seen by other rooms that were compared.
-        findings: what is wrong, at most 1000.
+        findings: what is wrong, at most 1000 of a sort.
     """
 
     room: str
@@ -186,6 +188,7 @@ async def verify_room(
     public_key: str = "",
     witnesses: Sequence[HeadWitnessed] = (),
     origin: str = "",
+    projections: bool = False,
 ) -> AuditReport:
     """Audit one room's ledger, streaming.
 
@@ -195,6 +198,7 @@ async def verify_room(
         public_key: of the checkpoint key, 64 hexadecimal digits; required with ``checkpoints``.
         witnesses: heads that other rooms have recorded; those of other rooms are passed over.
         origin: of the checkpoints, if it is not the default one.
+        projections: compare orders, fills, votes and the like with their events as well; takes some ten times longer.
 
     Raises:
         LedgerUnavailable: the database does not answer.
@@ -217,14 +221,21 @@ async def verify_room(
             seen += 1
             claims.setdefault(witness.size, []).append(_Claim(witness.root, "a witness"))
     audit = ChainAudit(reader.room, claims)
+    tables = ProjectionAudit(reader)
+    if projections:
+        await tables.start()
     while rows := await reader.event_rows(audit.seq, limit=_ROWS_AT_ONCE):
         await asyncio.to_thread(audit.feed, rows)
+        if projections:
+            await tables.feed(rows)
     audit.finish()
+    tables.finish(audit.seq)
+    mismatches = [Finding(each.seq, Kind.PROJECTION, each.detail) for each in tables.mismatches]
     return AuditReport(
         room=reader.room,
         events=audit.events,
         unproven=audit.events - min(audit.proven, audit.events),
         checkpoints=good,
         witnesses=seen,
-        findings=(*audit.findings, *forged[:_FINDINGS_MAX]),
+        findings=(*audit.findings, *forged[:_FINDINGS_MAX], *mismatches[:_FINDINGS_MAX]),
     )

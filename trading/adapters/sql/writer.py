@@ -105,22 +105,34 @@ class SqlLedger:
         done: asyncio.Future[Sequence[EventEnvelope]] = asyncio.get_running_loop().create_future()
         self._waiting.append(Waiting.prepare(self._room, unit, done))
         if self._pump is None:
-            self._pump = asyncio.create_task(self._drain(), name=f"ledger-{self._room}")
+            self._start()
         return await done
 
     async def _drain(self) -> None:
-        try:
-            while self._waiting:
-                batch, self._waiting = self._waiting[:_BATCH_MAX], self._waiting[_BATCH_MAX:]
-                try:
-                    await self._commit_batch(batch)
-                except LedgerError as error:
-                    self._fail([*batch, *self._take_waiting()], error)
-                except Exception as error:  # noqa: BLE001 - task boundary: the callers must hear of it
-                    _log.exception("the %s ledger's writer failed", self._room)
-                    self._fail([*batch, *self._take_waiting()], LedgerUnavailable(f"the writer failed: {error!r}"))
-        finally:
-            self._pump = None
+        while self._waiting:
+            batch, self._waiting = self._waiting[:_BATCH_MAX], self._waiting[_BATCH_MAX:]
+            try:
+                await self._commit_batch(batch)
+            except asyncio.CancelledError:
+                self._fail(batch, LedgerUnavailable("the process is stopping"))
+                raise
+            except LedgerError as error:
+                self._fail([*batch, *self._take_waiting()], error)
+            except Exception as error:  # noqa: BLE001 - task boundary: the callers must hear of it
+                _log.exception("the %s ledger's writer failed", self._room)
+                self._fail([*batch, *self._take_waiting()], LedgerUnavailable(f"the writer failed: {error!r}"))
+
+    def _drained(self, pump: asyncio.Task[None]) -> None:
+        # A callback and not a finally: a task that is cancelled before its first step runs no line of its own.
+        self._pump = None
+        if pump.cancelled():
+            self._fail(self._take_waiting(), LedgerUnavailable("the process is stopping"))
+        elif self._waiting:
+            self._start()
+
+    def _start(self) -> None:
+        self._pump = asyncio.create_task(self._drain(), name=f"ledger-{self._room}")
+        self._pump.add_done_callback(self._drained)
 
     def _take_waiting(self) -> list[Waiting]:
         waiting, self._waiting = self._waiting, []
