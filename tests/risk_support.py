@@ -10,8 +10,9 @@ from typing import Any
 from mcp_servers.risk.assessment import Approved
 from mcp_servers.risk.limits import RiskLimits, SymbolLimits
 from mcp_servers.risk.orders import OrderRequest
+from mcp_servers.risk.parts import RiskParts
 from mcp_servers.risk.policies.pipeline import RULES, RuleFunction
-from mcp_servers.risk.service import RiskParts, RiskService
+from mcp_servers.risk.service import RiskService
 from mcp_servers.risk.sign_off import Answer
 from trading.domain.approvals import Fate
 from trading.domain.errors import Unavailable
@@ -27,6 +28,7 @@ from trading.domain.events import (
 )
 from trading.domain.fills import Fill, Liquidity
 from trading.domain.identifiers import (
+    AccountId,
     AgentId,
     Currency,
     DecisionId,
@@ -309,13 +311,15 @@ def order(
         order_type=order_type,
         amount=Decimal(amount),
         unit=unit,
-        limit_price=None if limit_price is None or order_type in (OrderType.MARKET, OrderType.STOP) else Decimal(limit_price),
+        limit_price=None
+        if limit_price is None or order_type in (OrderType.MARKET, OrderType.STOP)
+        else Decimal(limit_price),
         stop_price=None if stop_price is None else Decimal(stop_price),
         time_in_force=time_in_force,
         post_only=post_only,
         reduce_only=reduce_only,
         venue=PAPER,
-        account_id=ACCOUNT if account_id == ACCOUNT else account_id,  # type: ignore[arg-type]
+        account_id=AccountId(account_id),
         agent_id=AgentId(agent_id),
     )
 

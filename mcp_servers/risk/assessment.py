@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
 
-from trading.adapters import codec
 from trading.adapters.signing import seal
 from trading.domain.approvals import APPROVAL_PAYLOAD_TYPE, Approval, ApprovedOrder
 from trading.domain.denials import RiskDenial
@@ -26,6 +25,7 @@ from trading.ports.clock import IdFactory
 from trading.ports.signing import Signer
 
 from .context import Frame, OrderContext
+from .payload import approval_payload
 from .policies.pipeline import RULES, RuleFunction, Verdict, evaluate, largest_quantity
 from .pricing import build_context, signed_terms
 from .rates import OrderRates, RecentOrders
@@ -107,7 +107,7 @@ class Assessor:
         approval = self._approve(context, ask)
         frame.reservations.add(reservation_of(approval, context.unit_cost))
         self._recent.add(content, frame.now_ms)
-        payload = codec.canonical(approval)
+        payload = approval_payload(approval)
         return Approved(approval, seal(payload, APPROVAL_PAYLOAD_TYPE, self._signer).to_json(), content)
 
     def check(self, frame: Frame, intent: OrderIntent, agent_id: AgentId) -> tuple[OrderContext, Verdict]:
@@ -122,6 +122,10 @@ class Assessor:
             explain=True,
         )
         return context, evaluate(context, self._rules)
+
+    def orders_left(self, agent_id: AgentId, now_ms: int) -> int:
+        """Return how many orders the agent may ask for right now."""
+        return self._rates.tokens(agent_id, now_ms)
 
     def take_back(self, reservations: ReservationBook, approvals: Sequence[Approved]) -> None:
         """Undo reservations whose approvals are certainly not in the ledger."""

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Final
 
 from trading.domain.approvals import TradingState
-from trading.domain.denials import RuleResult
 from trading.domain.errors import InvalidValue, LedgerError, Unavailable
-from trading.domain.events import HeadWitnessed, ServiceStarted, ServiceStopped
-from trading.domain.identifiers import AccountId, ApprovalId, Currency, DecisionId, RequestId, Symbol, Venue
+from trading.domain.events import ServiceStarted, ServiceStopped
+from trading.domain.identifiers import ApprovalId, DecisionId, RequestId
 from trading.domain.instruments import InstrumentId
-from trading.domain.proposals import Mode, OrderIntent
-from trading.ports.clock import Clock, IdFactory
-from trading.ports.ledger import EventDraft, Ledger, LedgerReader, Row, Unit, Upsert
-from trading.ports.signing import Signer, Verifier
+from trading.domain.proposals import Mode
+from trading.ports.ledger import EventDraft, Ledger, Row, Unit, Upsert
 
-from .assessment import Approved, Assessor
+from .assessment import Assessor
 from .breaker import SCOPE, Breaker, BreakerAnswer
 from .context import Frame
 from .daily import SCOPE as DAY_SCOPE
 from .daily import DailyResult, read_day_open
-from .decisions import DecisionVerifier, PinnedKeys
+from .decisions import DecisionVerifier
 from .follow import ExecutionFollower
 from .frames import FrameSource
-from .heartbeat import ExecutionPulse, Heartbeats, HeartbeatSink
+from .heartbeat import ExecutionPulse, Heartbeats
 from .journal import OPEN, RELEASE_ASKED, approved_of, policy_unit
 from .limits import Policy, RiskLimits, document_of, policy_of
-from .markets import Markets, MarketSource
+from .markets import Markets
 from .operator_commands import OperatorCommand, OperatorCommands
 from .orders import OrderRequest, intent_of
-from .policies.pipeline import RULES, RuleFunction
+from .parts import ApprovalReport, CheckReport, RiskParts
 from .portfolio import Portfolio
 from .rates import OrderRates, RecentOrders
 from .reservations import ReservationBook
@@ -42,76 +37,6 @@ from .sign_off import Answer, SignOff
 log = logging.getLogger("grekko.risk")
 
 RELEASE: Final = "0.1.0"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RiskParts:
-    """Everything the room is made of; ``bootstrap`` takes the real ones, tests their fakes.
-
-    Attributes:
-        ledger: risk's own, held under its lease.
-        execution, coordinator: the other rooms' ledgers, read only; without a coordinator no decision is accepted.
-        data_of: whose market data prices an instrument.
-        keys: pinned public keys of voters and leader; None accepts no decision.
-        operator: pins the operator's key; operator_directory: where command files are looked for.
-        heads: newest signed audit heads of other rooms, to be witnessed.
-    """
-
-    ledger: Ledger
-    execution: LedgerReader
-    coordinator: LedgerReader | None = None
-    market: MarketSource
-    signer: Signer
-    clock: Clock
-    ids: IdFactory
-    heartbeats: HeartbeatSink
-    limits: RiskLimits
-    desk: str = "desk"
-    mode: Mode = Mode.PAPER
-    account_id: AccountId
-    venue: Venue
-    quote: Currency
-    symbols: tuple[Symbol, ...]
-    data_of: Callable[[InstrumentId], InstrumentId]
-    keys: PinnedKeys | None = None
-    operator: Verifier | None = None
-    operator_directory: Path | None = None
-    heads: Sequence[Callable[[], HeadWitnessed | None]] = ()
-    wakeups: AsyncIterator[object] | None = None
-    rules: Sequence[RuleFunction] = RULES
-
-
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """What ``check_order`` found; nothing was reserved or counted.
-
-    Attributes:
-        max_allowed_now: the same order at the largest size that passes now, None when no size does.
-        nearest_legal: the legal order nearest to a refused one.
-    """
-
-    intent: OrderIntent
-    passed: bool
-    results: tuple[RuleResult, ...]
-    max_allowed_now: OrderIntent | None
-    nearest_legal: OrderIntent | None
-    effect: str
-    frame: Frame
-
-
-@dataclass(frozen=True, slots=True)
-class ApprovalReport:
-    """One approval as it stands.
-
-    Attributes:
-        state: open, release_requested or released.
-        fate: what execution wrote: consumed, lapsed, voided, or empty while it is undecided.
-    """
-
-    approved: Approved
-    state: str
-    fate: str
-    order_id: str
 
 
 @dataclass(slots=True)

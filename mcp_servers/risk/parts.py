@@ -1,0 +1,94 @@
+"""What a risk service is made of, and what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trading.domain.denials import RuleResult
+from trading.domain.events import HeadWitnessed
+from trading.domain.identifiers import AccountId, Currency, Symbol, Venue
+from trading.domain.instruments import InstrumentId
+from trading.domain.proposals import Mode, OrderIntent
+from trading.ports.clock import Clock, IdFactory
+from trading.ports.ledger import Ledger, LedgerReader
+from trading.ports.signing import Signer, Verifier
+
+from .assessment import Approved
+from .context import Frame
+from .decisions import PinnedKeys
+from .heartbeat import HeartbeatSink
+from .limits import RiskLimits
+from .markets import MarketSource
+from .policies.pipeline import RULES, RuleFunction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskParts:
+    """Everything the room is made of; ``bootstrap`` takes the real ones, tests their fakes.
+
+    Attributes:
+        ledger: risk's own, held under its lease.
+        execution, coordinator: the other rooms' ledgers, read only; without a coordinator no decision is accepted.
+        data_of: whose market data prices an instrument.
+        keys: pinned public keys of voters and leader; None accepts no decision.
+        operator: pins the operator's key; operator_directory: where command files are looked for.
+        heads: newest signed audit heads of other rooms, to be witnessed.
+    """
+
+    ledger: Ledger
+    execution: LedgerReader
+    coordinator: LedgerReader | None = None
+    market: MarketSource
+    signer: Signer
+    clock: Clock
+    ids: IdFactory
+    heartbeats: HeartbeatSink
+    limits: RiskLimits
+    desk: str = "desk"
+    mode: Mode = Mode.PAPER
+    account_id: AccountId
+    venue: Venue
+    quote: Currency
+    symbols: tuple[Symbol, ...]
+    data_of: Callable[[InstrumentId], InstrumentId]
+    keys: PinnedKeys | None = None
+    operator: Verifier | None = None
+    operator_directory: Path | None = None
+    heads: Sequence[Callable[[], HeadWitnessed | None]] = ()
+    wakeups: AsyncIterator[object] | None = None
+    rules: Sequence[RuleFunction] = RULES
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What ``check_order`` found; nothing was reserved or counted.
+
+    Attributes:
+        max_allowed_now: the same order at the largest size that passes now, None when no size does.
+        nearest_legal: the legal order nearest to a refused one.
+    """
+
+    intent: OrderIntent
+    passed: bool
+    results: tuple[RuleResult, ...]
+    max_allowed_now: OrderIntent | None
+    nearest_legal: OrderIntent | None
+    effect: str
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalReport:
+    """One approval as it stands.
+
+    Attributes:
+        state: open, release_requested or released.
+        fate: what execution wrote: consumed, lapsed, voided, or empty while it is undecided.
+    """
+
+    approved: Approved
+    state: str
+    fate: str
+    order_id: str

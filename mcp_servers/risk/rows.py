@@ -1,0 +1,212 @@
+"""From the service's values to the rows of a reply."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from mcp_servers.envelope import timestamp
+from mcp_servers.risk import schemas
+from mcp_servers.risk.assessment import Approved
+from mcp_servers.risk.context import Frame
+from mcp_servers.risk.limits import Policy, changed_fields
+from mcp_servers.risk.parts import ApprovalReport, CheckReport
+from mcp_servers.risk.policies.exposure import gross_exposure, worst_case
+from mcp_servers.risk.pricing import build_context
+from mcp_servers.risk.service import RiskService
+from mcp_servers.risk.sign_off import Answer
+from trading.domain.approvals import ApprovedOrder
+from trading.domain.denials import RiskDenial, RuleResult
+from trading.domain.errors import InvalidValue
+from trading.domain.identifiers import AgentId, Symbol
+from trading.domain.money import multiply, plain
+from trading.domain.proposals import OrderIntent
+
+
+def order_row(order: OrderIntent | ApprovedOrder) -> schemas.OrderRow:
+    """Return an order as the caller reads it."""
+    return schemas.OrderRow(
+        symbol=order.symbol,
+        side=order.side.value,
+        type=order.order_type.value,
+        quantity=order.quantity,
+        limit_price=order.limit_price,
+        stop_price=order.stop_price,
+        time_in_force=order.time_in_force.value,
+        reduce_only=order.reduce_only,
+        venue=order.venue,
+    )
+
+
+def rule_row(result: RuleResult) -> schemas.RuleRow:
+    """Return one rule's verdict."""
+    return schemas.RuleRow(
+        rule=result.rule.value,
+        passed=result.passed,
+        limit=result.limit,
+        observed=result.observed,
+        message=result.message,
+        headroom=result.headroom,
+    )
+
+
+def check_row(report: CheckReport, agent_id: AgentId) -> schemas.Check:
+    """Return the verdict on one order with its cost."""
+    context = build_context(report.frame, report.intent, agent_id, decided=False)
+    fee = None if context.notional is None else multiply(context.notional, context.fee_rate)
+    return schemas.Check(
+        passed=report.passed,
+        effect=report.effect,
+        order=order_row(report.intent),
+        notional=context.notional,
+        fee_estimate=fee,
+        rules=[rule_row(result) for result in report.results],
+        max_allowed_now=None if report.max_allowed_now is None else order_row(report.max_allowed_now),
+        nearest_legal=None if report.nearest_legal is None else order_row(report.nearest_legal),
+    )
+
+
+def approval_row(item: Approved) -> schemas.ApprovalRow:
+    """Return one approval without its signature."""
+    approval = item.approval
+    return schemas.ApprovalRow(
+        approval_id=approval.approval_id,
+        client_order_id=approval.order.client_order_id,
+        order=order_row(approval.order),
+        effect=approval.effect.value,
+        band_low=approval.band_low,
+        band_high=approval.band_high,
+        max_notional=approval.max_notional,
+        expires_at=timestamp(approval.expires_ms),
+    )
+
+
+def answer_rows(answer: Answer, cursor: str | None) -> tuple[schemas.Approvals, str | None]:
+    """Return the answer, or its next page of ids, and the cursor that continues it.
+
+    Raises:
+        InvalidValue: a cursor of another form.
+    """
+    start = _position(cursor)
+    ids = [item.approval.approval_id for item in answer.approved]
+    detailed = len(answer.outcomes) <= schemas.DETAILED_MAX
+    denials = [(n, item) for n, item in enumerate(answer.outcomes) if isinstance(item, RiskDenial)]
+    shown = denials if detailed else denials[: schemas.DETAILED_MAX]
+    end = start + schemas.IDS_MAX
+    data = schemas.Approvals(
+        request_id=answer.request_id,
+        approved=len(ids),
+        denied=len(denials),
+        approval_ids=list(ids[start:end]),
+        approvals=[approval_row(item) for item in answer.approved] if detailed else [],
+        denials=[] if start else [_denial_row(n, item, brief=not detailed) for n, item in shown],
+        replayed=answer.replayed,
+    )
+    return data, str(end) if end < len(ids) else None
+
+
+def _denial_row(index: int, denial: RiskDenial, *, brief: bool) -> schemas.DenialRow:
+    failures = denial.failures[:2] if brief else denial.failures
+    return schemas.DenialRow(
+        index=index,
+        order=order_row(denial.order),
+        failures=[rule_row(failure) for failure in failures],
+        nearest_legal=None if brief or denial.nearest_legal is None else order_row(denial.nearest_legal),
+    )
+
+
+def _position(cursor: str | None) -> int:
+    if cursor is None:
+        return 0
+    if not (cursor.isdecimal() and len(cursor) <= 3):
+        raise InvalidValue("is not a cursor of this answer", code="INVALID_CURSOR")
+    return int(cursor)
+
+
+def approval_state(report: ApprovalReport, now_ms: int, *, envelope: bool) -> schemas.ApprovalState:
+    """Return an approval with its state and fate."""
+    return schemas.ApprovalState(
+        approval=approval_row(report.approved),
+        state=report.state,
+        fate=report.fate,
+        order_id=report.order_id,
+        expired=report.approved.approval.expires_ms <= now_ms,
+        envelope=report.approved.envelope if envelope else None,
+    )
+
+
+def limits_row(policy: Policy, scope: str) -> schemas.Limits:
+    """Return the desk's limits, or those of one symbol.
+
+    Raises:
+        InvalidValue: no limits of that scope.
+    """
+    limits = policy.limits
+    if scope == "desk":
+        values = {
+            name: _text(getattr(limits, name))
+            for name in type(limits).model_fields
+            if name not in ("symbols", "quorum")
+        }
+        values.update({f"quorum.{name}": _text(value) for name, value in limits.quorum.model_dump().items()})
+    else:
+        symbol = limits.symbols.get(Symbol(scope))
+        if symbol is None:
+            raise InvalidValue(
+                f"there are no limits for {scope[:41]!r}",
+                code="UNKNOWN_SCOPE",
+                suggestion="ask for desk or for a symbol with limits; other symbols are restricted",
+                allowed=("desk", *limits.symbols),
+            )
+        values = {name: _text(value) for name, value in symbol.model_dump().items()}
+    return schemas.Limits(
+        version=policy.version,
+        digest=policy.digest,
+        scope=scope,
+        values=values,
+        changed=sorted(changed_fields(limits)),
+    )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Decimal):
+        return plain(value)
+    if isinstance(value, tuple):
+        return ", ".join(str(item) for item in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # limits hold tuples of text only
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def exposure_rows(service: RiskService, scope: str | None) -> schemas.Exposures:
+    """Return what is held and promised, of every instrument or of one symbol."""
+    frame = service.frame()
+    instruments = [_exposure_row(frame, symbol) for symbol in service.parts.symbols if scope in (None, "desk", symbol)]
+    if not instruments:
+        raise InvalidValue(
+            "no such symbol on this desk", code="UNKNOWN_SCOPE", allowed=("desk", *service.parts.symbols)
+        )
+    return schemas.Exposures(
+        quote=service.parts.quote,
+        equity=frame.equity,
+        daily_result=frame.daily_result,
+        daily_loss_max=frame.limits.daily_loss_max,
+        gross=gross_exposure(frame),
+        gross_max=frame.limits.gross_exposure_max,
+        reservations=len(frame.reservations),
+        instruments=instruments,
+    )
+
+
+def _exposure_row(frame: Frame, symbol: Symbol) -> schemas.ExposureRow:
+    instrument_id = next(item for item in frame.markets if item.symbol == symbol)
+    exposure, market = frame.reservations.exposure(instrument_id), frame.markets[instrument_id]
+    held = frame.portfolio.held(instrument_id)
+    worst = worst_case(held, exposure)
+    limits = frame.limits.symbols.get(symbol)
+    return schemas.ExposureRow(
+        symbol=symbol,
+        held=held,
+        open_buys=exposure.buy_open,
+        open_sells=exposure.sell_open,
+        worst_case=worst,
+        worst_case_quote=None if market.mid is None else multiply(worst, market.mid),
+        limit=None if limits is None else limits.position_quantity_max,
+    )

@@ -1,0 +1,289 @@
+"""The risk server and its tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+
+from pydantic import Field
+
+from mcp_servers.envelope import Meta, PositiveDecimalText, Reply, ok, timestamp
+from mcp_servers.hosting import (
+    Context,
+    DeskServer,
+    build_server,
+    current_principal,
+    load_authorization,
+    state,
+    tool,
+    tool_kind,
+)
+from mcp_servers.risk import rows, schemas
+from mcp_servers.risk.bootstrap import open_risk
+from mcp_servers.risk.orders import ORDERS_MAX, OrderRequest
+from mcp_servers.risk.schemas import IdText, NameText, OrderItem, ReasonText, SymbolText, Tif, Unit
+from mcp_servers.risk.service import RiskService
+from mcp_servers.risk.settings import RiskSettings, check_allowed, load_risk_settings
+from mcp_servers.risk.status import status_row
+from trading.adapters.config import load_settings
+from trading.domain.errors import InvalidValue
+from trading.domain.identifiers import (
+    AccountId,
+    AgentId,
+    ApprovalId,
+    DecisionId,
+    Venue,
+    parse_name,
+    parse_request_id,
+    parse_symbol,
+)
+from trading.domain.market_data import Side
+from trading.domain.proposals import OrderType, TimeInForce
+from trading.domain.sizing import SizeUnit
+
+_INSTRUCTIONS: Final = """
+    Signs or denies every order of this desk; without its approval execution sends nothing.
+    Ask risk_check_order first: it costs nothing and names the largest size allowed now.
+    Then risk_request_approval, and give the approval_id to execution at once: approvals expire within seconds.
+    A denial lists every failed rule with its limit. Change the order; repeating it cannot help.
+    Halting is possible with risk_trip_breaker. Resuming is the operator's alone.
+    Amounts and prices are decimal strings; unit says what amount counts.
+"""
+
+Orders = Annotated[list[OrderItem], Field(min_length=1, max_length=ORDERS_MAX)]
+
+
+def build(risk: RiskSettings | None = None) -> DeskServer[RiskService]:
+    """Read the settings and return the server; nothing is opened before its lifespan.
+
+    Raises:
+        ConfigurationError: the configuration refuses to start.
+    """
+    desk, chosen = load_settings(), risk or load_risk_settings()
+    check_allowed(desk, chosen)
+    server: DeskServer[RiskService] = build_server(
+        "grekko-risk",
+        title="Risk",
+        instructions=_INSTRUCTIONS,
+        lifespan=lambda: open_risk(desk, chosen),
+        mode=desk.mode,
+        authorization=load_authorization(),
+        requests_per_s=2_000,
+        burst=4_000,
+    )
+    register(server)
+    return server
+
+
+def register(server: DeskServer[RiskService]) -> None:
+    """Add the risk tools to a server."""
+    _register_reads(
+        tool_kind(server, read_only=True, destructive=False, idempotent=True, open_world=False, scope="risk:read")
+    )
+    _register_requests(server)
+
+
+def _register_reads(read: Callable[..., Callable[[Any], Any]]) -> None:
+    @read(title="Check an order")
+    async def risk_check_order(
+        ctx: Context[RiskService],
+        symbol: SymbolText,
+        side: schemas.Side,
+        type: schemas.Type,  # noqa: A002  the field's word
+        amount: PositiveDecimalText,
+        unit: Unit = "base",
+        limit_price: PositiveDecimalText | None = None,
+        stop_price: PositiveDecimalText | None = None,
+        time_in_force: Tif = "gtc",
+        post_only: bool = False,
+        reduce_only: bool = False,
+        venue: NameText | None = None,
+        account: NameText | None = None,
+        agent_id: NameText | None = None,
+        reason: ReasonText = "",
+    ) -> Reply[schemas.Check]:
+        """Say what risk would answer to this order, with every rule, limit and headroom.
+
+        Reserves nothing and gives no right to trade: use risk_request_approval for that.
+        amount counts base unless unit says otherwise. Example: symbol "BTC/USDT", side "buy", type "market",
+        amount "500", unit "quote".
+        """
+        service = state(ctx)
+        order = _order(service, locals_item(locals()))
+        report = service.check_order(order)
+        return ok(rows.check_row(report, order.agent_id), _meta(service))
+
+    @read(title="Get an approval")
+    async def risk_get_approval(
+        ctx: Context[RiskService], approval_id: IdText, include_envelope: bool = False
+    ) -> Reply[schemas.ApprovalState]:
+        """Show an approval's order, expiry, state and fate; the signed envelope on request."""
+        service = state(ctx)
+        report = await service.get_approval(ApprovalId(approval_id))
+        now_ms = service.parts.clock.now_ms()
+        return ok(rows.approval_state(report, now_ms, envelope=include_envelope), _meta(service))
+
+    @read(title="Get limits")
+    async def risk_get_limits(ctx: Context[RiskService], scope: SymbolText = "desk") -> Reply[schemas.Limits]:
+        """Show the limits in force, of the desk or of one symbol. Only the operator changes them."""
+        service = state(ctx)
+        return ok(rows.limits_row(service.live.frames.policy, scope), Meta(source="policy"))
+
+    @read(title="Get exposure")
+    async def risk_get_exposure(ctx: Context[RiskService], scope: SymbolText | None = None) -> Reply[schemas.Exposures]:
+        """Show what is held and promised, the worst case and today's result. Scope: a symbol, or all."""
+        service = state(ctx)
+        return ok(rows.exposure_rows(service, scope), _meta(service))
+
+    @read(title="Get status")
+    async def risk_get_status(ctx: Context[RiskService]) -> Reply[schemas.Status]:
+        """Show trading state, epoch, ages of all inputs, and whether new risk could be approved now."""
+        service = state(ctx)
+        return ok(status_row(service, AgentId(_agent_name(None))), _meta(service))
+
+
+def _register_requests(server: DeskServer[RiskService]) -> None:
+    @tool(
+        server,
+        title="Request approval",
+        read_only=False,
+        destructive=False,
+        idempotent=True,
+        open_world=False,
+        scope="risk:request",
+    )
+    async def risk_request_approval(
+        ctx: Context[RiskService],
+        request_id: IdText,
+        decision_id: IdText | None = None,
+        orders: Orders | None = None,
+        symbol: SymbolText | None = None,
+        side: schemas.Side | None = None,
+        type: schemas.Type | None = None,  # noqa: A002  the field's word
+        amount: PositiveDecimalText | None = None,
+        unit: Unit = "base",
+        limit_price: PositiveDecimalText | None = None,
+        stop_price: PositiveDecimalText | None = None,
+        time_in_force: Tif = "gtc",
+        post_only: bool = False,
+        reduce_only: bool = False,
+        venue: NameText | None = None,
+        account: NameText | None = None,
+        agent_id: NameText | None = None,
+        reason: ReasonText = "",
+        cursor: NameText | None = None,
+    ) -> Reply[schemas.Approvals]:
+        """Ask risk to sign one order, up to 256 orders, or a decision's; each is approved or denied.
+
+        request_id names the intent: repeat it on a retry and you get the same answer, never a second order.
+        An approval reserves its worst case until it is used, lapses or is released.
+        Example: request_id "r-1", symbol "BTC/USDT", side "buy", type "limit", amount "0.01", limit_price "60000".
+        """
+        service = state(ctx)
+        single = locals_item(locals()) if symbol is not None else None
+        if single is not None and orders is not None:
+            raise InvalidValue("give one order or orders, not both", code="INVALID_ORDERS")
+        items = [single] if single is not None else (orders or [])
+        answer = await service.request_approval(
+            current_principal().name,
+            parse_request_id(request_id),
+            tuple([_order(service, item) for item in items]),
+            None if decision_id is None else DecisionId(decision_id),
+        )
+        data, following = rows.answer_rows(answer, cursor)
+        meta = _meta(service).model_copy(update={"truncated": following is not None, "next_cursor": following})
+        return ok(data, meta)
+
+    @tool(
+        server,
+        title="Release an approval",
+        read_only=False,
+        destructive=False,
+        idempotent=True,
+        open_world=False,
+        scope="risk:request",
+    )
+    async def risk_release_approval(ctx: Context[RiskService], approval_id: IdText) -> Reply[schemas.ApprovalState]:
+        """Give back an approval you will not use; it counts until execution has voided it."""
+        service = state(ctx)
+        report = await service.release_approval(ApprovalId(approval_id))
+        return ok(rows.approval_state(report, service.parts.clock.now_ms(), envelope=False), _meta(service))
+
+    @tool(
+        server,
+        title="Trip the breaker",
+        read_only=False,
+        destructive=True,
+        idempotent=True,
+        open_world=False,
+        scope="risk:trip",
+    )
+    async def risk_trip_breaker(
+        ctx: Context[RiskService], reason: Annotated[str, Field(min_length=1, max_length=280)], scope: NameText = "desk"
+    ) -> Reply[schemas.Trip]:
+        """Halt the desk at once: nothing that adds risk is sent any more. Only the operator can resume.
+
+        Exits and cancels stay possible. Scope is desk.
+        """
+        if scope != "desk":
+            raise InvalidValue("only the whole desk can be halted", code="UNKNOWN_SCOPE", allowed=("desk",))
+        service = state(ctx)
+        answer = await service.trip(reason, current_principal().name)
+        data = schemas.Trip(
+            state=answer.state.value,
+            generation=answer.epoch.generation,
+            counter=answer.epoch.counter,
+            changed=answer.changed,
+            durable=answer.durable,
+            open_reservations=len(service.reservations),
+        )
+        return ok(data, _meta(service))
+
+
+def locals_item(arguments: dict[str, Any]) -> OrderItem:
+    """Return a tool's flat order arguments as one order, so that single and batch are read alike.
+
+    Raises:
+        InvalidValue: side, type or amount is missing.
+    """
+    missing = [name for name in ("side", "type", "amount") if arguments.get(name) is None]
+    if missing:
+        raise InvalidValue(f"an order needs {', '.join(missing)}", code="INVALID_ORDERS")
+    return OrderItem.model_construct(**{name: arguments[name] for name in OrderItem.model_fields})
+
+
+def _order(service: RiskService, item: OrderItem) -> OrderRequest:
+    return OrderRequest(
+        symbol=parse_symbol(item.symbol),
+        side=Side(item.side),
+        order_type=OrderType(item.type),
+        amount=item.amount,
+        unit=SizeUnit(item.unit),
+        limit_price=item.limit_price,
+        stop_price=item.stop_price,
+        time_in_force=TimeInForce(item.time_in_force),
+        post_only=item.post_only,
+        reduce_only=item.reduce_only,
+        venue=Venue(parse_name(item.venue, what="venue")) if item.venue else service.parts.venue,
+        account_id=AccountId(item.account) if item.account else service.parts.account_id,
+        agent_id=AgentId(_agent_name(item.agent_id)),
+        reason=item.reason,
+    )
+
+
+def _agent_name(agent_id: str | None) -> str:
+    """Return whose counters an order goes to: the named agent of a local caller, else the caller itself."""
+    principal = current_principal()
+    if agent_id is not None and principal.local:
+        return parse_name(agent_id, what="agent_id")
+    return principal.name
+
+
+def _meta(service: RiskService) -> Meta:
+    now_ms = service.parts.clock.now_ms()
+    return Meta(
+        venue=service.parts.venue,
+        as_of=timestamp(now_ms),
+        age_ms=service.portfolio.age_ms(now_ms),
+        source="risk ledger, execution ledger, market stream",
+    )
