@@ -325,15 +325,20 @@ class Lifecycle:
             raise LedgerUnavailable("the execution ledger has failed; nothing more is decided until the restart")
 
     def _index(self, before: Order | None, order: Order) -> None:
-        key = order.terms.instrument_id, order.terms.side
         was = ZERO if before is None else before.leaves
         if (now := order.leaves) != was:
+            key = order.terms.instrument_id, order.terms.side
             self._leaves[key] = add(subtract(self._leaves.get(key, ZERO), was), now)
-        self._by_client[order.terms.client_order_id] = order.order_id
-        self._by_approval[order.approval_id] = order.order_id
-        if not order.is_terminal:
+        if before is None:
+            self._by_client[order.terms.client_order_id] = order.order_id
+            self._by_approval[order.approval_id] = order.order_id
+        if order.is_terminal:
+            self._finish(order)
+        elif before is not None and before.is_terminal:
             self._finished.pop(order.order_id, None)
-            return
+
+    def _finish(self, order: Order) -> None:
+        """Keep the newest finished orders findable; older ones are read back from the ledger."""
         self._finished[order.order_id] = order
         self._finished.move_to_end(order.order_id)
         while len(self._finished) > self._terminal_kept:
