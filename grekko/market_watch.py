@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, cast
 
+import httpx2
+
 from grekko.live_view import Quote
 from mcp_servers.hosting import call, open_client
 from trading.adapters.config import DeskSettings
@@ -37,7 +39,7 @@ class MarketWatch:
         while True:
             try:
                 await self._follow()
-            except (TradingError, OSError, ExceptionGroup):
+            except (TradingError, OSError, httpx2.HTTPError, ExceptionGroup):
                 await asyncio.sleep(_PAUSE_S)  # the server restarts; the supervisor sees to that
 
     async def _follow(self) -> None:

@@ -24,8 +24,8 @@ from trading.domain.errors import Unavailable
 READY_TIMEOUT_S = 30.0
 _POLL_S = 0.05
 _BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-#: A room that ran this long is healthy again and its next restart is quick.
-_HEALTHY_S = 30.0
+#: A room that answered and ran this long is healthy again, and its next restart is quick.
+_HEALTHY_S = 2.0
 
 log = logging.getLogger("grekko.supervisor")
 
@@ -98,10 +98,11 @@ class Supervisor:
             watcher = asyncio.create_task(self._watch(each))
             status = await each.process.wait()
             watcher.cancel()
+            answered = each.ready.is_set()
             each.ready.clear()
             if self._stopping:
                 return
-            if asyncio.get_running_loop().time() - started > _HEALTHY_S:
+            if answered and asyncio.get_running_loop().time() - started > _HEALTHY_S:
                 failures = 0
             pause = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
             failures += 1

@@ -76,7 +76,10 @@ def _risk(event: DomainEvent) -> str:
             seconds = (approval.expires_ms - approval.issued_ms) / 1000
             return f"risk signs {order_text(approval.order)} ({approval.effect}), good for {seconds:g} s"
         case RiskDenied(denial=denial):
-            rules = "; ".join(f"{failure.rule}: {failure.message}" for failure in denial.failures)
+            rules = "; ".join(
+                f"{failure.rule}, {failure.observed or 'nothing seen'} against a limit of {failure.limit}"
+                for failure in denial.failures
+            )
             return f"risk denies {order_text(denial.order)}: {rules}"
         case ReservationReleased():
             return f"reservation released: {event.evidence}"

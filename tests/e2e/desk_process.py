@@ -68,7 +68,13 @@ class DeskProcess:
         return None if process is None else process.pid
 
     def tail(self) -> str:
-        return self.log.read_text(errors="replace")[-3000:] if self.log.exists() else ""
+        """Return the end of the run's output and of every room's log, less the successful calls."""
+        texts: list[str] = []
+        for log in (self.log, *sorted(self.home.logs.glob("*.log"))):
+            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+            shown = [line[:300] for line in lines if "outcome=ok" not in line][-15:]
+            texts.append("\n".join([f"== {log.name}", *shown]))
+        return "\n".join(texts)
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -23,8 +23,6 @@ class EventPublisher(Protocol):
 class EventSubscriber(Protocol):
     """Hears of committed events, at least once and possibly out of order after a reconnect."""
 
-    def subscribe(
-        self, categories: tuple[Category, ...]
-    ) -> AsyncIterator[EventEnvelope]:
+    def subscribe(self, categories: tuple[Category, ...]) -> AsyncIterator[EventEnvelope]:
         """Yield events as they are published; a gap in ``seq`` per service must be refilled from the ledger."""
         ...

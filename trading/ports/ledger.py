@@ -62,9 +62,7 @@ class LedgerReader(Protocol):
         """Return the sequence of the newest committed event, 0 for an empty ledger."""
         ...
 
-    async def rows(
-        self, table: str, where: Row | None = None, *, limit: int | None = None
-    ) -> list[Row]:
+    async def rows(self, table: str, where: Row | None = None, *, limit: int | None = None) -> list[Row]:
         """Return projection rows whose columns equal ``where``.
 
         A list or tuple value means IN. Order is by primary key.
