@@ -179,7 +179,7 @@ class DepthBook:
         """
         if update_id <= self.last_id or (self._quote is not None and update_id <= self._quote.update_id):
             return False
-        (bid_price, bid_level), (ask_price, ask_level) = *_parse([bid]), *_parse([ask])
+        (bid_price, bid_level), (ask_price, ask_level) = _parse_level(bid), _parse_level(ask)
         if bid_level is None or ask_level is None or bid_price >= ask_price:
             raise InvalidValue("a quote is empty or crossed in itself", code="MALFORMED")
         self._quote = _Quote(update_id, bid_price, bid_level, ask_price, ask_level)
@@ -251,20 +251,26 @@ def _parse(rows: RawLevels) -> list[_Change]:
     Raises:
         InvalidValue: a row is no pair of decimal texts, a price is not positive or a quantity is negative.
     """
-    changes: list[_Change] = []
     try:
-        for price_text, quantity_text in rows:
-            price, price_plain = _number(price_text)
-            quantity, quantity_plain = _number(quantity_text)
-            if not price:
-                raise InvalidValue("a level has no positive price", code="MALFORMED")
-            changes.append(_Change(price, [price_plain, quantity_plain] if quantity else None))
+        return [_parse_level(row) for row in rows]
+    except TypeError as error:
+        raise InvalidValue("levels are not a list", code="MALFORMED") from error
+
+
+def _parse_level(row: Sequence[str]) -> _Change:
+    """Return one change; raises as ``_parse`` does."""
+    try:
+        price_text, quantity_text = row
+        price, price_plain = _number(price_text)
+        quantity, quantity_plain = _number(quantity_text)
     except (TypeError, ValueError, AttributeError) as error:
         raise InvalidValue("a level is not a pair of decimal texts", code="MALFORMED") from error
-    return changes
+    if not price:
+        raise InvalidValue("a level has no positive price", code="MALFORMED")
+    return _Change(price, [price_plain, quantity_plain] if quantity else None)
 
 
-@lru_cache(maxsize=32_768)  # the same prices and sizes come again and again
+@lru_cache(maxsize=65_536)  # the same prices and sizes come again and again
 def _number(text: str) -> tuple[Decimal, str]:
     """Return a number that is not negative, and its plain text without trailing zeros."""
     value = parse_decimal(text)

@@ -152,7 +152,10 @@ class MarketPipeline:
                         self._book_changed(instrument_id, tracked, 0, tracked.received_ts_ms)
 
     def _track(self, instrument_id: InstrumentId) -> _Tracked:
-        return self._tracked.setdefault(instrument_id, _Tracked())
+        tracked = self._tracked.get(instrument_id)
+        if tracked is None:
+            tracked = self._tracked[instrument_id] = _Tracked()
+        return tracked
 
     def _trade(self, update: TradeUpdate) -> None:
         self.counters["trades"] += 1
