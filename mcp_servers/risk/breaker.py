@@ -78,6 +78,7 @@ class Breaker:
         self._restored = TradingState(str(restored["state"])) if restored else TradingState.ACTIVE
         self._restored_reason = str(restored["reason"]) if restored else ""
         self._unsaved: Unit | None = None
+        self._resetting = False
 
     @property
     def state(self) -> TradingState:
@@ -122,12 +123,13 @@ class Breaker:
         if state is TradingState.ACTIVE:
             raise InvalidValue("a trip restricts; resetting is the operator's", code="INVALID_STATE")
         starting = self._counter == 0
-        if _STRICTNESS[state] <= _STRICTNESS[self._state] and not starting:
+        if _STRICTNESS[state] <= _STRICTNESS[self._state] and not starting and not self._resetting:
             return BreakerAnswer(state=self._state, epoch=self._epoch, changed=False, durable=self._unsaved is None)
         return await self._apply(state, reason, by)
 
     async def _apply(self, state: TradingState, reason: str, by: str) -> BreakerAnswer:
         epoch = self._next_epoch()
+        state = max(state, self._state, key=_STRICTNESS.__getitem__) if self._resetting else state
         self._epoch, self._state, self._reason = epoch, state, reason
         event = BreakerTripped(scope=SCOPE, reason=reason, state=state, epoch=epoch, by=by)
         self._unsaved = self._unit(EventDraft(event), state, epoch, reason)
@@ -147,16 +149,26 @@ class Breaker:
             return BreakerAnswer(state=self._state, epoch=self._epoch, changed=False, durable=self._unsaved is None)
         await self._save_or_raise()
         epoch = self._next_epoch()
+        kept = "" if state is TradingState.ACTIVE else reason
         event = BreakerReset(scope=SCOPE, reason=reason, state=state, epoch=epoch, by=by)
-        await self._ledger.commit(
-            self._unit(EventDraft(event), state, epoch, "" if state is TradingState.ACTIVE else reason)
-        )
-        if self._counter != epoch.counter:  # a trip came while the reset was on its way to disk
-            return BreakerAnswer(state=self._state, epoch=self._epoch, changed=False, durable=self._unsaved is None)
-        self._epoch, self._state = epoch, state
-        self._reason = "" if state is TradingState.ACTIVE else reason
+        self._resetting = True
+        try:
+            await self._ledger.commit(self._unit(EventDraft(event), state, epoch, kept))
+        finally:
+            self._resetting = False
+        if self._counter != epoch.counter:
+            return await self._stand()
+        self._epoch, self._state, self._reason = epoch, state, kept
         await self._announce()
         return BreakerAnswer(state=state, epoch=epoch, changed=True, durable=True)
+
+    async def _stand(self) -> BreakerAnswer:
+        """Keep a trip that came while a reset was on its way to disk, and make sure it is the last word there."""
+        event = BreakerTripped(
+            scope=SCOPE, reason=self._reason, state=self._state, epoch=self._epoch, by="breaker: it came during a reset"
+        )
+        self._unsaved = self._unit(EventDraft(event), self._state, self._epoch, self._reason)
+        return BreakerAnswer(state=self._state, epoch=self._epoch, changed=False, durable=await self.save())
 
     async def save(self) -> bool:
         """Write a trip that is not in the ledger yet; True when nothing is left to write."""
