@@ -251,9 +251,7 @@ class Submissions:
         """Consume the approvals: fate, event and order become durable together, or the walk ends here."""
         start = self._clock.monotonic_ns()
         events = [self._initialized(known(walk.approval)) for walk in walks]
-        results = await asyncio.gather(
-            *(self._ledger.commit(self._unit(event)) for event in events), return_exceptions=True
-        )
+        results = await self._commit_claims([self._unit(event) for event in events])
         left: list[Walk] = []
         for walk, event, result in zip(walks, events, results, strict=True):
             if isinstance(result, AlreadyClaimed):
@@ -267,6 +265,28 @@ class Submissions:
                 left.append(walk)
         self._metrics.observe(Stage.CLAIM, self._clock.monotonic_ns() - start, orders=len(walks))
         return left
+
+    async def _commit_claims(self, units: list[Unit]) -> list[object]:
+        """Commit all claims as one unit; if one of them is taken nothing was written, and each stands for itself.
+
+        Returns:
+            For each unit what its commit returned or raised.
+        """
+        if not units:
+            return []
+        together = Unit(
+            events=tuple(event for unit in units for event in unit.events),
+            claims=tuple(claim for unit in units for claim in unit.claims),
+            writes=tuple(write for unit in units for write in unit.writes),
+        )
+        try:
+            committed = await self._ledger.commit(together)
+        except AlreadyClaimed:
+            single = (self._ledger.commit(unit) for unit in units)
+            return list(await asyncio.gather(*single, return_exceptions=True))
+        except LedgerError as error:
+            return [error] * len(units)
+        return list(committed)
 
     # --- claims that did not go through --------------------------------------------------------------------------
 
