@@ -41,16 +41,26 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one loop gave: operations, seconds and the latency of each in milliseconds."""
+    """What one loop gave: operations, seconds and the latency of each in milliseconds.
+
+    Attributes:
+        cpu_seconds: processor time of this process, all threads; it drifts less than the rate on a shared machine.
+    """
 
     n: int
     seconds: float
     latencies_ms: list[float]
+    cpu_seconds: float = 0.0
 
     @property
     def rate(self) -> float:
         """Operations per second."""
         return self.n / self.seconds
+
+    @property
+    def cpu(self) -> str:
+        """Processor time of one operation, for a note."""
+        return f"{self.cpu_seconds / self.n * 1e6:.0f} us CPU"
 
 
 def percentile(values: list[float], percent: float) -> float | None:
@@ -110,15 +120,25 @@ async def in_flight(operation: Callable[[int], Awaitable[object]], *, count: int
             latencies.append((time.perf_counter() - started) * 1000)
 
     gc.collect()
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(worker() for _ in range(width)))
-    return Sample(count, time.perf_counter() - started, latencies)
+    return Sample(count, time.perf_counter() - started, latencies, time.process_time() - cpu)
 
 
 def in_loop(operation: Callable[[int], object], *, count: int) -> Sample:
     """Run ``count`` plain calls one after another, without timing each."""
     gc.collect()
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     for number in range(count):
         operation(number)
-    return Sample(count, time.perf_counter() - started, [])
+    return Sample(count, time.perf_counter() - started, [], time.process_time() - cpu)
+
+
+def merged(samples: list[Sample], *, each: int) -> Sample:
+    """Return samples taken one after another as one, every operation of theirs standing for ``each`` smaller ones."""
+    return Sample(
+        sum(sample.n for sample in samples) * each,
+        sum(sample.seconds for sample in samples),
+        [latency for sample in samples for latency in sample.latencies_ms],
+        sum(sample.cpu_seconds for sample in samples),
+    )
