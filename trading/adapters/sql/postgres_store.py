@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs] - it ships none
 
-from trading.adapters.sql import statements
+from trading.adapters.sql import selects, statements
 from trading.adapters.sql.location import OWNER_ROLE, READER_ROLE, schema_of
 from trading.adapters.sql.plan import Work
 from trading.adapters.sql.store import ConstraintBroken
@@ -131,7 +131,8 @@ class PostgresStore:
 
     async def head(self) -> tuple[int, bytes | None]:
         """Return sequence and hash of the newest event."""
-        rows = await self._fetch("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
+        query = selects.newest_event(self._room, postgres=True)
+        rows = await self._fetch(query.text, *query.parameters({"limit": 1}))
         return (int(rows[0][0]), bytes(rows[0][1])) if rows else (0, None)
 
     async def write(self, work: Work) -> None:
@@ -178,8 +179,8 @@ class PostgresStore:
     async def hashes(self) -> AsyncIterator[list[bytes]]:
         """Yield the hashes of all events in order."""
         last = 0
-        text = "SELECT seq, hash FROM events WHERE seq > $1 ORDER BY seq LIMIT $2"
-        while rows := await self._fetch(text, last, _HASHES_AT_ONCE):
+        query = selects.hashes_page(self._room, postgres=True)
+        while rows := await self._fetch(query.text, *query.parameters({"after": last, "limit": _HASHES_AT_ONCE})):
             last = int(rows[-1][0])
             yield [bytes(row[1]) for row in rows]
 

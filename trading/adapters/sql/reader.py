@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, cast
 
-from trading.adapters.sql import statements
-from trading.adapters.sql.sqlite_store import connect
+import aiosqlite
+
+from trading.adapters.sql import selects
 from trading.adapters.sql.stored import EventRow, decode_row
 from trading.adapters.sql.tables import metadata_for, shape_of
 from trading.domain.errors import LedgerUnavailable
 from trading.domain.events import EventEnvelope
 from trading.ports.ledger import Row
 
-T = TypeVar("T")
+_STATEMENTS_KEPT: Final = 512
+_BUSY_S: Final = 5.0
 
 
 class RowSource(Protocol):
@@ -35,40 +36,53 @@ class RowSource(Protocol):
 
 
 class SqliteSource:
-    """A SQLite file opened ``mode=ro``, when it is first asked after the file has come into being."""
+    """A SQLite file opened ``mode=ro`` through aiosqlite, when it is first asked after the file has come into being.
+
+    Outside of a transaction every SELECT sees what was committed last, and a page is one hop to the connection's
+    thread however many rows it has.
+    """
 
     postgres = False
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"read-{path.stem}")
-        self._connection: sqlite3.Connection | None = None
+        self._connection: aiosqlite.Connection | None = None
+        self._changing = asyncio.Lock()
+        self._closed = False
 
     async def fetch(self, text: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
         """Return the rows of a SELECT."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._fetch, text, parameters)
-        except sqlite3.Error as error:
-            raise LedgerUnavailable(f"{self._path.name}: {error}") from error
-
-    def _fetch(self, text: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
-        if self._connection is None:
-            if not self._path.exists():
+            connection = self._connection or await self._open()
+            if connection is None:
                 return []
-            self._connection = connect(self._path, read_only=True)
-        try:
-            return self._connection.execute(text, cast("Sequence[str | int | bytes | None]", parameters)).fetchall()
-        except sqlite3.OperationalError as error:
+            return cast("list[tuple[Any, ...]]", await connection.execute_fetchall(text, parameters))
+        except sqlite3.Error as error:
             if str(error).startswith("no such table"):  # the writer is just about to make it
                 return []
-            raise
+            raise LedgerUnavailable(f"{self._path.name}: {error}") from error
+
+    async def _open(self) -> aiosqlite.Connection | None:
+        async with self._changing:  # several may ask at once; a second connection would never be closed
+            if self._closed:
+                raise LedgerUnavailable(f"{self._path.name} is closed", code="LEDGER_CLOSED")
+            if self._connection is None and self._path.exists():
+                self._connection = await aiosqlite.connect(
+                    f"{self._path.as_uri()}?mode=ro",
+                    uri=True,
+                    isolation_level=None,
+                    cached_statements=_STATEMENTS_KEPT,
+                    timeout=_BUSY_S,
+                )
+            return self._connection
 
     async def close(self) -> None:
-        """Close the file."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, connection.close)
-        self._thread.shutdown(wait=False)
+        """Close the file and end the thread, after what was asked before has been answered."""
+        async with self._changing:
+            self._closed = True
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                await connection.close()
 
 
 class SqlReader:
@@ -98,13 +112,14 @@ class SqlReader:
 
     async def event_rows(self, seq: int, *, limit: int) -> list[EventRow]:
         """Return stored rows as they are, for the audit; raises LedgerUnavailable."""
-        bound = "$1 ORDER BY seq LIMIT $2" if self._source.postgres else "? ORDER BY seq LIMIT ?"
-        rows = await self._source.fetch(statements.SELECT_EVENTS + bound, (seq, limit))
+        query = selects.events_page(self._room, postgres=self._source.postgres)
+        rows = await self._source.fetch(query.text, query.parameters({"after": seq, "limit": limit}))
         return cast("list[EventRow]", rows)
 
     async def last_seq(self) -> int:
         """Return the sequence of the newest committed event, 0 for an empty ledger; raises LedgerUnavailable."""
-        rows = await self._source.fetch("SELECT coalesce(max(seq), 0) FROM events", ())
+        query = selects.newest_seq(self._room, postgres=self._source.postgres)
+        rows = await self._source.fetch(query.text, query.parameters({}))
         return int(rows[0][0]) if rows else 0
 
     async def rows(self, table: str, where: Row | None = None, *, limit: int | None = None) -> list[Row]:
@@ -116,13 +131,13 @@ class SqlReader:
         """
         shape = shape_of(self._room, table)
         wanted = shape.condition(where or {})
-        text, parameters = statements.select_rows(shape, wanted, limit, postgres=self._source.postgres)
+        text, parameters = selects.rows_where(shape, wanted, limit, postgres=self._source.postgres)
         return [shape.row(tuple(row)) for row in await self._source.fetch(text, parameters)]
 
     async def count(self, table: str) -> int:
         """Return the number of rows of a projection table; raises LedgerUnavailable or InvalidValue."""
-        text = f"SELECT count(*) FROM {shape_of(self._room, table).name}"  # noqa: S608 - a name of our own
-        rows = await self._source.fetch(text, ())
+        query = selects.row_count(shape_of(self._room, table), postgres=self._source.postgres)
+        rows = await self._source.fetch(query.text, query.parameters({}))
         return int(rows[0][0]) if rows else 0
 
     async def close(self) -> None:

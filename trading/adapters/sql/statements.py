@@ -1,4 +1,9 @@
-"""The SQL of both databases, made from table shapes; names come from our own metadata, values are always parameters."""
+"""The SQL of the writers' transactions, made from table shapes; what readers ask is in ``selects``.
+
+Text and not SQLAlchemy, since these are the hot path and each database has its own fastest form: rows as one long
+VALUES list on SQLite, as one array per column on PostgreSQL. Names come from our own metadata, values are always
+parameters.
+"""
 
 # ruff: noqa: S608 - see above: nothing from outside becomes part of a statement
 
@@ -10,14 +15,10 @@ from itertools import chain
 
 import orjson
 
-from trading.adapters.sql.stored import EVENT_COLUMNS
 from trading.adapters.sql.tables import Shape, Value, Values
 
 #: Largest number of rows in one SQLite statement; 256 rows of 13 columns stay far below the 32,766 parameters allowed.
 CHUNK = 256
-
-EVENTS = ", ".join(EVENT_COLUMNS)
-SELECT_EVENTS = f"SELECT {EVENTS} FROM events WHERE seq > "  # the caller adds parameter and limit
 
 
 @cache
@@ -83,27 +84,3 @@ def postgres_lookup(shape: Shape, key: tuple[int, ...]) -> str:
     names = ", ".join(shape.columns[position] for position in key)
     arrays = ", ".join(f"${index}::{_POSTGRES[shape.kinds[position]]}[]" for index, position in enumerate(key, start=1))
     return f"SELECT {', '.join(shape.columns)} FROM {shape.name} WHERE ({names}) IN (SELECT * FROM unnest({arrays}))"
-
-
-def select_rows(
-    shape: Shape, wanted: Sequence[tuple[int, tuple[Value, ...]]], limit: int | None, *, postgres: bool
-) -> tuple[str, list[object]]:
-    """Return a SELECT by columns, in the order of the primary key, and its parameters."""
-    parameters: list[object] = []
-    conditions: list[str] = []
-    for position, allowed in wanted:
-        name, some = shape.columns[position], [value for value in allowed if value is not None]
-        tests = [f"{name} IS NULL"] if len(some) < len(allowed) else []
-        if len(some) == 1:
-            parameters.append(some[0])
-            tests.append(f"{name} = ${len(parameters)}" if postgres else f"{name} = ?")
-        elif some or not tests:
-            parameters.append(some if postgres else orjson.dumps(some).decode())
-            array = f"${len(parameters)}::{_POSTGRES[shape.kinds[position]]}[]"
-            tests.append(f"{name} = ANY({array})" if postgres else f"{name} IN (SELECT value FROM json_each(?))")
-        conditions.append(f"({' OR '.join(tests)})")
-    text = f"SELECT {', '.join(shape.columns)} FROM {shape.name}"
-    if conditions:
-        text += f" WHERE {' AND '.join(conditions)}"
-    text += f" ORDER BY {', '.join(shape.columns[position] for position in shape.key)}"
-    return (text if limit is None else f"{text} LIMIT {int(limit)}"), parameters

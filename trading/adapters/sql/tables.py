@@ -174,6 +174,7 @@ class Shape:
         nullable: whether each column may be None.
         key: positions of the primary key, in key order.
         keys: positions of every unique key, the primary key first.
+        table: the table itself, to build statements from.
     """
 
     name: str
@@ -182,6 +183,7 @@ class Shape:
     nullable: tuple[bool, ...]
     key: tuple[int, ...]
     keys: tuple[tuple[int, ...], ...]
+    table: Table
 
     def values(self, row: Mapping[str, object]) -> Values:
         """Return the row as stored values in column order; enums and decimals become text.
@@ -278,4 +280,5 @@ def _shape(table: Table) -> Shape:
         nullable=tuple(bool(column.nullable) for column in columns),
         key=key,
         keys=(key, *uniques),
+        table=table,
     )
