@@ -66,8 +66,12 @@ def sign_vote(vote: Vote, signer: Signer) -> str:
     return seal(codec.canonical(vote), VOTE_PAYLOAD_TYPE, signer).to_json()
 
 
+@lru_cache(maxsize=1024)
 def open_proposal(text: str, member: RosterMember) -> Signed[TradeProposal]:
     """Return the proposal that this member signed.
+
+    Remembered by text and member, because the leader and every hosted agent verify the very same bytes; a refusal is
+    never remembered.
 
     Raises:
         SignatureRefused: it did not.

@@ -86,11 +86,11 @@ class Ballots:
         envelope: str,
         members: Iterable[AgentId],
         votes: Sequence[KnownVote] = (),
-    ) -> str:
+    ) -> tuple[str, int]:
         """Open a ballot and announce it; repeating it changes nothing.
 
         Returns:
-            OPENED, EXISTS, or CONFLICT when the id is taken by another proposal.
+            OPENED, EXISTS, or CONFLICT when the id is taken by another proposal; and Redis time.
 
         Raises:
             LeaseLost: a newer leader exists.
@@ -98,7 +98,8 @@ class Ballots:
         known = [field for vote in votes for field in (vote.agent_id, vote.digest, vote.envelope, vote.received_ms)]
         args = [fence, proposal_id, digest, deadline_ms, KEEP_MS, envelope, ",".join(members), *known]
         keys = [self._fence, self._ballot(proposal_id), self._pending, self._out]
-        return _checked(await run_script(self._redis, scripts.OPEN, keys, args))
+        reply = await run_script(self._redis, scripts.OPEN, keys, args)
+        return _checked(reply), int(reply[1])
 
     async def cast(self, fence: int, votes: Sequence[tuple[ProposalId, str, KnownVote]]) -> list[CastAnswer]:
         """Record verified votes in one round trip, in order.

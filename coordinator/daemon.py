@@ -26,7 +26,8 @@ from coordinator.leadership import Leadership
 from coordinator.pipeline import Pipeline, PipelineSettings
 from coordinator.registry import Registry
 from coordinator.rooms import RoomLink
-from coordinator.rounds import Rounds, RoundSettings
+from coordinator.round_state import RoundSettings
+from coordinator.rounds import Rounds
 from coordinator.settings import CoordinatorSettings
 from coordinator.snapshots import SnapshotBook
 from trading.domain.errors import ConfigurationError
@@ -213,7 +214,7 @@ class Daemon:
             inboxes = InboxReader(self._resources.redis, self._prefix, lambda: _ids_of(parts.registry))
             others = [
                 group.create_task(self._leadership.keep(), name="leadership-keeper"),
-                group.create_task(inboxes.run(lambda batch: _handle(parts.rounds, batch)), name="inboxes"),
+                group.create_task(inboxes.run(parts.rounds.take), name="inboxes"),
                 group.create_task(parts.pipeline.run(), name="pipeline"),
                 group.create_task(_failure_of(parts.rounds), name="rounds"),
                 group.create_task(self._resources.relay(ledger), name="relay"),
@@ -325,15 +326,6 @@ class Daemon:
                     await ledger.commit(Unit(events=(EventDraft(head),)))
                     seen[head.service] = head
             await asyncio.sleep(_WITNESS_EVERY_S)
-
-
-async def _handle(rounds: Rounds, batch: list[tuple[AgentId, str, str]]) -> None:
-    """Hand a batch of inbox entries to the rounds: votes together, proposals beside them."""
-    votes = [(agent, envelope) for agent, kind, envelope in batch if kind == "vote"]
-    proposals = [(agent, envelope) for agent, kind, envelope in batch if kind == "proposal"]
-    await asyncio.gather(
-        rounds.cast(votes) if votes else asyncio.sleep(0), *(rounds.submit(*each) for each in proposals)
-    )
 
 
 async def _failure_of(rounds: Rounds) -> None:

@@ -44,6 +44,7 @@ class InboxReader:
         self._cursor_key = f"{prefix}vote:cursor"
         self._cursor: dict[AgentId, str] | None = None
         self._since_trim = 0
+        self._saving: asyncio.Future[object] | None = None
 
     async def run(self, handle: Callable[[list[tuple[AgentId, str, str]]], Awaitable[None]]) -> None:
         """Hand over batches of (agent, kind, envelope) for ever; a batch that fails on Redis is handed over again."""
@@ -55,6 +56,7 @@ class InboxReader:
             except (RedisError, OSError, TimeoutError) as error:
                 if attempt == 0:
                     _log.warning("inboxes cannot be read: %s", type(error).__name__)
+                self._saving = None
                 self._cursor = None  # a server that lost its data starts its streams anew
                 await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
                 attempt += 1
@@ -80,12 +82,18 @@ class InboxReader:
                 moved[agent] = as_text(entry_id)
         await handle(batch)
         self._cursor.update(moved)
-        await self._redis.hset(self._cursor_key, mapping=moved)
+        await self._save(moved)
         await self._trim(len(batch))
 
     async def _load(self) -> dict[AgentId, str]:
         raw = cast("dict[object, object]", await self._redis.hgetall(self._cursor_key))
         return {AgentId(as_text(agent)): as_text(entry_id) for agent, entry_id in raw.items()}
+
+    async def _save(self, moved: dict[AgentId, str]) -> None:
+        """Store the position while the next entries are read; at most one store is under way."""
+        if self._saving is not None:
+            await self._saving
+        self._saving = asyncio.ensure_future(self._redis.hset(self._cursor_key, mapping=moved))
 
     async def _trim(self, read: int) -> None:
         self._since_trim += read

@@ -24,6 +24,7 @@ class Registry:
 
     def __init__(self, rows: list[Row]) -> None:
         self._rows: dict[AgentId, Row] = {AgentId(str(row["agent_id"])): row for row in rows}
+        self._present = self._roster_at(self._newest())
 
     @classmethod
     async def load(cls, ledger: LedgerReader) -> Registry:
@@ -33,12 +34,17 @@ class Registry:
     @property
     def version(self) -> int:
         """The newest version; 0 for an empty desk."""
+        return self._present.version
+
+    def _newest(self) -> int:
         changes = [_int(row, name) for row in self._rows.values() for name in ("roster_version", "revoked_version")]
         return max(changes, default=0)
 
     def roster(self, version: int | None = None) -> Roster:
         """Return the members at a version (the newest if not given), by agent id."""
-        at = self.version if version is None else version
+        return self._present if version is None or version == self._present.version else self._roster_at(version)
+
+    def _roster_at(self, at: int) -> Roster:
         members = [
             _member(row)
             for _, row in sorted(self._rows.items())
@@ -91,7 +97,7 @@ class Registry:
             roster_version=version,
         )
         await ledger.commit(Unit(events=(EventDraft(event),), claims=(Insert("roster", row),)))
-        self._rows[agent_id] = row
+        self._keep(agent_id, row)
         return _member(row)
 
     async def revoke(self, ledger: Ledger, agent_id: AgentId, reason: str) -> None:
@@ -109,7 +115,11 @@ class Registry:
         row: Row = {**known, "revoked_version": version}
         event = AgentRevoked(agent_id=agent_id, roster_version=version, reason=reason[:280])
         await ledger.commit(Unit(events=(EventDraft(event),), writes=(Upsert("roster", row),)))
+        self._keep(agent_id, row)
+
+    def _keep(self, agent_id: AgentId, row: Row) -> None:
         self._rows[agent_id] = row
+        self._present = self._roster_at(self._newest())
 
 
 def _int(row: Row, name: str) -> int:

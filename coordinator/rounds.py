@@ -14,25 +14,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Final, TypeVar
 
 from redis.exceptions import RedisError
 
-from coordinator.admission import ProposalRules, Signed, objection_to, open_proposal, open_vote
+from coordinator.admission import Signed, objection_to, open_proposal, open_vote
 from coordinator.ballots import Ballots, KnownVote
 from coordinator.journal import DecisionRecord, Journal, int_of, text_of
 from coordinator.leadership import Leadership
 from coordinator.refusals import RefusalBudget
 from coordinator.registry import Registry
+from coordinator.round_state import Round, RoundSettings, Verdict
 from trading.adapters import codec
 from trading.adapters.signing import digest, seal
 from trading.domain.approvals import DECISION_PAYLOAD_TYPE
 from trading.domain.errors import AlreadyClaimed, InvalidValue, LeaseLost, SignatureRefused
 from trading.domain.identifiers import AgentId, DecisionId, ProposalId
 from trading.domain.proposals import TradeProposal
-from trading.domain.voting import Decision, QuorumPolicy, Roster, Vote, tally
+from trading.domain.voting import Decision, Vote, tally
 from trading.ports.clock import Clock, IdFactory
 from trading.ports.ledger import Row
 from trading.ports.signing import Signer
@@ -42,55 +42,8 @@ T = TypeVar("T")
 
 _RETRY_S: Final = (0.02, 0.05, 0.2, 0.5)
 _NO_ID: Final = ProposalId("")
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of a submission: OPENED, COUNTED, DUPLICATE or the code of a refusal."""
-
-    code: str
-    proposal_id: ProposalId
-
-
-@dataclass(slots=True)
-class Round:
-    """One proposal under vote; the only mutable thing here, owned by ``Rounds``."""
-
-    proposal: Signed[TradeProposal]
-    roster: Roster
-    votes: dict[AgentId, Signed[Vote]] = field(default_factory=dict[AgentId, Signed[Vote]])
-    received_ms: dict[AgentId, int] = field(default_factory=dict[AgentId, int])
-    complete: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def proposal_id(self) -> ProposalId:
-        """The proposal's id."""
-        return self.proposal.value.proposal_id
-
-    def known_votes(self) -> list[KnownVote]:
-        """Return the recorded votes as a ballot takes them back."""
-        return [KnownVote(a, v.digest, v.envelope, self.received_ms[a]) for a, v in self.votes.items()]
-
-    def count(self, vote: Signed[Vote], received_ms: int) -> None:
-        """Take a recorded vote; the first of a member stays."""
-        if vote.value.agent_id not in self.votes:
-            self.votes[vote.value.agent_id] = vote
-            self.received_ms[vote.value.agent_id] = received_ms
-        if len(self.votes) >= len(self.roster.members):
-            self.complete.set()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundSettings:
-    """Bounds and the rule of the vote.
-
-    Attributes:
-        open_max: proposals under vote or under way at once; more are refused as BUSY.
-    """
-
-    rules: ProposalRules
-    policy: QuorumPolicy = field(default_factory=QuorumPolicy)
-    open_max: int = 256
+#: Rounds and records under way at once before the inboxes wait.
+_BACKGROUND_MAX: Final = 2_000
 
 
 class Rounds:
@@ -131,7 +84,7 @@ class Rounds:
         self._on_decided = on_decided
         self._backlog = backlog
         self._open: dict[ProposalId, Round] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._budget = RefusalBudget(clock)
         self._admitting = True
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -159,7 +112,8 @@ class Rounds:
         proposal_id = proposal.value.proposal_id
         if proposal_id in self._open:
             return await self._taken(proposal, self._open[proposal_id].proposal.digest)
-        if reason := objection_to(proposal.value, self._settings.rules, roster, await self._ballots.now_ms()):
+        now_ms = await self._until_done(self._ballots.now_ms)
+        if reason := objection_to(proposal.value, self._settings.rules, roster, now_ms):
             return await self._refuse_proposal(proposal_id, agent_id, reason)
         if not self._admitting:
             return await self._refuse_proposal(proposal_id, agent_id, "STOPPING")
@@ -175,20 +129,39 @@ class Rounds:
 
     async def cast(self, ballots: Sequence[tuple[AgentId, str]]) -> list[Verdict]:
         """Verify votes, let Redis order them, and record them; one verdict for each, in order."""
+        return list(await asyncio.gather(*await self._order(ballots)))
+
+    async def take(self, batch: Sequence[tuple[AgentId, str, str]]) -> None:
+        """Take (agent, kind, envelope) entries of inboxes: return when votes are ordered, record in the background.
+
+        A vote counts once it is recorded; one that is ordered but not recorded when this process dies is found in
+        Redis again.
+        """
+        for agent, kind, envelope in batch:
+            if kind == "proposal":
+                self._background(self.submit(agent, envelope))
+        votes = [(agent, envelope) for agent, kind, envelope in batch if kind == "vote"]
+        for record in await self._order(votes) if votes else ():
+            self._background(record)
+        while len(self._tasks) > _BACKGROUND_MAX:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _order(self, ballots: Sequence[tuple[AgentId, str]]) -> list[Coroutine[None, None, Verdict]]:
+        """Verify votes and cast the good ones in one round trip; return what is left to do for each, in order."""
         verified = [self._open_vote(agent_id, text) for agent_id, text in ballots]
-        good = [vote for vote in verified if isinstance(vote, Signed)]
-        slips = [(vote.value.proposal_id, vote.value.proposal_digest, _slip(vote)) for vote in good]
+        slips = [(v.value.proposal_id, v.value.proposal_digest, _slip(v)) for v in verified if isinstance(v, Signed)]
         answers = iter(
             await self._until_done(lambda: self._ballots.cast(self._leadership.fence, slips)) if slips else ()
         )
-        outcomes: list[Awaitable[Verdict]] = []
+        left: list[Coroutine[None, None, Verdict]] = []
         for (agent_id, _), vote in zip(ballots, verified, strict=True):
             if isinstance(vote, Signed):
                 answer = next(answers)
-                outcomes.append(self._record(vote, answer.code, answer.now_ms))
+                left.append(self._record(vote, answer.code, answer.now_ms))
             else:
-                outcomes.append(self._refuse_vote(_NO_ID, agent_id, vote, await self._ballots.now_ms()))
-        return list(await asyncio.gather(*outcomes))
+                now_ms = await self._until_done(self._ballots.now_ms)
+                left.append(self._refuse_vote(_NO_ID, agent_id, vote, now_ms))
+        return left
 
     def _open_vote(self, agent_id: AgentId, text: str) -> Signed[Vote] | str:
         member = self._registry.roster().member(agent_id)
@@ -253,9 +226,7 @@ class Rounds:
         at_ms, voted = answer
         if voted != len(current.votes):
             await self._absorb(current)
-        record = await self._journal.decision_on(current.proposal_id)
-        if record is None:
-            record = await self._journal.decided(current.proposal, self._sign(current, at_ms))
+        record = await self._journal.decided(current.proposal, self._sign(current, at_ms))
         await self._ballots.settle(
             self._leadership.fence, current.proposal_id, record.decision_id, record.outcome.value
         )
@@ -286,8 +257,9 @@ class Rounds:
         payload = codec.canonical(decision)
         return Signed(decision, seal(payload, DECISION_PAYLOAD_TYPE, self._signer).to_json(), digest(payload))
 
-    async def _open_ballot(self, current: Round) -> None:
-        code = await self._ballots.open(
+    async def _open_ballot(self, current: Round) -> int:
+        """Open the ballot unless it is open already, and return Redis time."""
+        code, now_ms = await self._ballots.open(
             self._leadership.fence,
             current.proposal_id,
             digest=current.proposal.digest,
@@ -300,6 +272,7 @@ class Rounds:
             _log.error(
                 "ballot %s is of another proposal; it will be decided without further votes", current.proposal_id
             )
+        return now_ms
 
     async def _absorb(self, current: Round) -> None:
         """Record the votes that Redis holds and we do not know of; they are verified again."""
@@ -319,28 +292,33 @@ class Rounds:
 
     def _start(self, current: Round) -> None:
         self._open[current.proposal_id] = current
-        task = asyncio.create_task(self._run(current), name=f"round-{current.proposal_id}")
+        self._background(self._run(current))
+
+    def _background(self, job: Coroutine[None, None, object]) -> None:
+        task: asyncio.Task[object] = asyncio.create_task(job)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
             self.failed.set_exception(error)
 
     async def _run(self, current: Round) -> None:
-        await self._until_done(lambda: self._open_ballot(current))
+        now_ms = await self._until_done(lambda: self._open_ballot(current))
         record: DecisionRecord | None = None
         while record is None:
-            await self._wait_for_end(current)
+            await self._wait_for_end(current, now_ms)
             record = await self._until_done(lambda: self.decide(current))
+            if record is None:
+                now_ms = await self._until_done(self._ballots.now_ms)
         self._open.pop(current.proposal_id, None)
         self.counts[record.outcome.value] += 1
         if record.state != "done":
             self._on_decided(record, current.proposal)
 
-    async def _wait_for_end(self, current: Round) -> None:
-        left_ms = current.proposal.value.deadline_ms - await self._until_done(self._ballots.now_ms) + 1
+    async def _wait_for_end(self, current: Round, now_ms: int) -> None:
+        left_ms = current.proposal.value.deadline_ms - now_ms + 1
         if left_ms > 0:
             try:
                 async with asyncio.timeout(left_ms / 1_000):

@@ -8,7 +8,7 @@ from typing import Final, TypeVar, cast
 
 from coordinator.daemon import Daemon, DaemonParts
 from coordinator.journal import Journal
-from coordinator.rounds import Verdict
+from coordinator.round_state import Verdict
 from coordinator.schemas import (
     AgentList,
     AgentRow,

@@ -160,15 +160,21 @@ class SnapshotBook:
         async for trade in trades:
             self.take(trade)
 
+    async def read_account(self) -> None:
+        """Ask execution for the account's balances, once.
+
+        Raises:
+            TradingError: no answer, a refusal, or figures that are no numbers.
+        """
+        data = await self._execution.call("execution_get_account", timeout_s=_CALL_TIMEOUT_S, account=self._account_id)
+        self._account = AccountFigures(balances_of(data), self._clock.monotonic_ns())
+
     async def follow_account(self, every_ms: int) -> None:
         """Read the account again and again; a failure leaves the old figures to grow old."""
         failed = False
         while True:
             try:
-                data = await self._execution.call(
-                    "execution_get_account", timeout_s=_CALL_TIMEOUT_S, account=self._account_id
-                )
-                self._account = AccountFigures(balances_of(data), self._clock.monotonic_ns())
+                await self.read_account()
                 failed = False
             except (ToolFailure, OutcomeUnknown, Unavailable, InvalidValue) as error:
                 if not failed:

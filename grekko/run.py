@@ -59,7 +59,7 @@ def desk_rooms(options: RunOptions) -> list[Room]:
         "GREKKO_MARKET_SPEED": str(options.speed),
         "GREKKO_MARKET_LOOP": str(options.loop).lower(),
         "GREKKO_EXECUTION_SEED": str(options.seed),
-        "GREKKO_COORDINATOR_SEED": str(options.seed),
+        "GREKKO_COORDINATOR_ROOMS": "socket",  # never start rooms of its own beside the supervised ones
     }
     return [Room(name, module, environment=environment) for name, module in ROOM_MODULES.items()]
 

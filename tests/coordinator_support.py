@@ -17,7 +17,8 @@ from coordinator.ballots import Ballots
 from coordinator.journal import DecisionRecord, Journal
 from coordinator.leadership import Leadership
 from coordinator.registry import Registry
-from coordinator.rounds import Rounds, RoundSettings
+from coordinator.round_state import RoundSettings
+from coordinator.rounds import Rounds
 from trading.adapters.clock import SystemClock, Uuid7Factory
 from trading.adapters.config import DeskHome, DeskSettings
 from trading.adapters.embedded_redis import BusSettings, open_redis, provision_agent

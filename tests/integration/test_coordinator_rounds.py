@@ -12,7 +12,7 @@ from redis.exceptions import NoPermissionError
 from coordinator.admission import open_vote
 from coordinator.ballots import KnownVote
 from coordinator.leadership import Leadership
-from coordinator.rounds import Verdict
+from coordinator.round_state import Verdict
 from tests.coordinator_support import MEMBERS, Desk, open_agents, open_bus, open_desk
 from trading.adapters import codec
 from trading.adapters.clock import SystemClock
