@@ -7,11 +7,13 @@ from collections.abc import Coroutine
 from decimal import Decimal
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mcp_servers.risk.assessment import Approved
+from mcp_servers.risk.orders import OrderRequest
 from tests.risk_support import USDT, market, open_desk, order, sell, wide_limits, wide_symbol
 from trading.domain.approvals import Fate
 from trading.domain.errors import LedgerUnavailable, Unavailable
@@ -26,7 +28,18 @@ BOUNDS = [
     (Decimal(50), Decimal(42_000), Decimal(1_000_000)),
     (Decimal(50), Decimal(1_000_000), Decimal(42_000)),
 ]
+KINDS = st.sampled_from(["limit", "limit", "market", "sell", "reduce"])
 QUANTITIES = st.integers(1, 60_000).map(lambda steps: Decimal(steps) / 100_000)
+
+
+def _asked(kind: str, quantity: Decimal) -> OrderRequest:
+    match kind:
+        case "limit":
+            return order(amount=quantity)
+        case "market":
+            return market(quantity)
+        case _:
+            return sell(quantity, reduce_only=kind == "reduce")
 
 
 class WorstCase(RuleBasedStateMachine):
@@ -57,25 +70,22 @@ class WorstCase(RuleBasedStateMachine):
         )
         self.desk = self.run_now(open_desk(limits=limits, cash=str(self.cash)))
 
-    @rule(quantity=QUANTITIES, kind=st.sampled_from(["limit", "market", "sell", "reduce"]), fails=st.booleans())
-    def ask(self, quantity: Decimal, kind: str, fails: bool) -> None:
-        asked = {
-            "limit": order(amount=quantity),
-            "market": market(quantity),
-            "sell": sell(quantity),
-            "reduce": sell(quantity, reduce_only=True),
-        }[kind]
+    @rule(
+        wanted=st.lists(st.tuples(KINDS, QUANTITIES), min_size=1, max_size=4),
+        fails=st.integers(0, 5).map(lambda n: n == 1),
+    )
+    def ask(self, wanted: list[tuple[str, Decimal]], fails: bool) -> None:
+        asked = [_asked(kind, quantity) for kind, quantity in wanted]
         self.number += 1
         request_id = f"r-{self.number}"
         if fails:
             self.desk.ledger.fail_next_commit(LedgerUnavailable("lost"), written=self.number % 2 == 0)
-            try:
-                self.run_now(self.desk.ask(asked, request_id=request_id))
-            except Unavailable:
-                self.run_now(self.desk.risk.live.sign_off.settle())
+            with pytest.raises(Unavailable):
+                self.run_now(self.desk.ask(*asked, request_id=request_id))
+            self.run_now(self.desk.risk.live.sign_off.settle())
             if self.number % 2:
                 return  # the commit never landed and the request was made void
-        self.unused += self.run_now(self.desk.ask(asked, request_id=request_id)).approved
+        self.unused += self.run_now(self.desk.ask(*asked, request_id=request_id)).approved
 
     @precondition(lambda self: self.unused)
     @rule(data=st.data(), fate=st.sampled_from([Fate.LAPSED, Fate.VOIDED]))
@@ -153,4 +163,4 @@ class WorstCase(RuleBasedStateMachine):
 
 
 TestWorstCase = WorstCase.TestCase
-TestWorstCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestWorstCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
