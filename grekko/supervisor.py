@@ -21,7 +21,7 @@ from trading.adapters.config import DeskHome
 from trading.adapters.file_lock import FileLock
 from trading.domain.errors import Unavailable
 
-READY_TIMEOUT_S = 30.0
+READY_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 _BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 #: A room that answered and ran this long is healthy again, and its next restart is quick.
@@ -60,22 +60,23 @@ class Supervisor:
         return {each.room.name: each for each in self._rooms}
 
     async def start(self) -> None:
-        """Start every room in order, each once its predecessor answers.
+        """Start every room at once and return when all answer; each waits by itself for what it needs of the others.
 
         Raises:
             Unavailable: (ROOM_NOT_READY) a room does not answer in time.
         """
-        for each in self._rooms:
-            self._keepers.append(asyncio.create_task(self._keep(each), name=f"keep-{each.room.name}"))
-            try:
-                async with asyncio.timeout(READY_TIMEOUT_S):
+        self._keepers = [asyncio.create_task(self._keep(each), name=f"keep-{each.room.name}") for each in self._rooms]
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                for each in self._rooms:
                     await each.ready.wait()
-            except TimeoutError:
-                raise Unavailable(
-                    f"{each.room.name} did not answer within {READY_TIMEOUT_S:.0f} s",
-                    code="ROOM_NOT_READY",
-                    suggestion=f"read {self._home.logs / each.room.name}.log",
-                ) from None
+        except TimeoutError:
+            silent = next(each.room.name for each in self._rooms if not each.ready.is_set())
+            raise Unavailable(
+                f"{silent} did not answer within {READY_TIMEOUT_S:.0f} s",
+                code="ROOM_NOT_READY",
+                suggestion=f"read {self._home.logs / silent}.log",
+            ) from None
 
     async def stop(self) -> None:
         """Stop the rooms in reverse order: first who decides, then who trades, then who signs, then who watches."""
