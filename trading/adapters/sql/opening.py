@@ -7,12 +7,13 @@ import socket
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
+from trading.adapters.file_lock import FileLock
 from trading.adapters.sql.checkpoints import Checkpoint, CheckpointFile, Checkpointing, origin_of, read_checkpoints
 from trading.adapters.sql.location import LedgerLocation
 from trading.adapters.sql.merkle import Frontier
 from trading.adapters.sql.reader import RowSource, SqliteSource, SqlReader
 from trading.adapters.sql.signing_heads import HeadSigner
-from trading.adapters.sql.sqlite_store import FileLock, SqliteStore
+from trading.adapters.sql.sqlite_store import SqliteStore
 from trading.adapters.sql.store import Store
 from trading.adapters.sql.writer import SqlLedger
 from trading.domain.errors import ConfigurationError
@@ -105,7 +106,12 @@ async def _open_store(room: str, location: LedgerLocation) -> Store:
     path = location.file(room)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = FileLock(path.with_name(path.name + ".lock"))
-    lock.acquire()
+    if not lock.try_lock(shared=False):
+        raise ConfigurationError(
+            f"{path.name}: another process writes this ledger",
+            code="LEDGER_IN_USE",
+            suggestion="stop the other process; one process writes a room's ledger",
+        )
     try:
         await migrate_sqlite(room, path)
     except BaseException:

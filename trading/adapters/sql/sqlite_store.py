@@ -10,52 +10,23 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from trading.adapters.file_lock import FileLock
 from trading.adapters.sql import selects, statements
 from trading.adapters.sql.plan import Work
 from trading.adapters.sql.store import ConstraintBroken
 from trading.adapters.sql.stored import EVENT_COLUMNS
 from trading.adapters.sql.tables import Shape, Values
-from trading.domain.errors import ConfigurationError, LeaseLost, LedgerUnavailable
+from trading.domain.errors import LeaseLost, LedgerUnavailable
 
 T = TypeVar("T")
 
 _HASHES_AT_ONCE = 20_000
-
-
-class FileLock:
-    """An exclusive lock of the operating system on a file, held until ``release`` or the end of the process."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor: int | None = None
-
-    def acquire(self) -> None:
-        """Take the lock; raises ConfigurationError if another process has it."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            raise ConfigurationError(
-                f"{self._path.name}: another process writes this ledger",
-                code="LEDGER_IN_USE",
-                suggestion="stop the other process; one process writes a room's ledger",
-            ) from error
-        self._descriptor = descriptor
-
-    def release(self) -> None:
-        """Give the lock up; the file stays, since removing it would let two processes lock two files."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
 
 
 def connect(path: Path) -> sqlite3.Connection:
