@@ -131,7 +131,9 @@ async def _show(
                 if live is None:
                     plain.show(picture)
                 else:
-                    live.update(render(picture, _moment(desk, watch, settings, options, loop.time() - begun)))
+                    live.update(
+                        render(picture, _moment(desk, watch, settings, options, loop.time() - begun)), refresh=True
+                    )
                 if options.seconds is not None and loop.time() - begun >= options.seconds:
                     return
                 if _recording_ended(watch, options):
