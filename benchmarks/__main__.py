@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import Figure
+from mcp_servers.serving import settle_collector
 
 GROUPS = ("risk", "order", "breaker", "market", "consensus", "desk")
 OUT = Path(__file__).parent / "out" / "bench.json"
@@ -39,11 +40,12 @@ def main() -> None:
     ]:
         del os.environ[variable]  # every desk here is the benchmark's own, whatever the caller's shell says
     console = Console()
+    groups = {name: cast("Group", importlib.import_module(f"benchmarks.{name}")) for name in GROUPS}
+    settle_collector()  # as every server does
     figures: list[Figure] = []
     for name in (only,) if only else GROUPS:
         console.print(f"==> {name}")
-        group = cast("Group", importlib.import_module(f"benchmarks.{name}"))
-        figures += asyncio.run(group.run())
+        figures += asyncio.run(groups[name].run())
     console.print(_table(figures))
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_bytes(orjson.dumps([figure.as_dict() for figure in figures], option=orjson.OPT_INDENT_2) + b"\n")

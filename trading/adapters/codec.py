@@ -32,7 +32,7 @@ def encode(value: object) -> bytes:
         InvalidValue: it holds something that has no JSON form here, a float included.
     """
     try:
-        return orjson.dumps(value, default=_default, option=orjson.OPT_PASSTHROUGH_SUBCLASS)
+        return orjson.dumps(value, default=_default)
     except TypeError as error:
         raise InvalidValue(f"cannot be serialized: {error}", code="NOT_SERIALIZABLE") from error
 
@@ -40,9 +40,7 @@ def encode(value: object) -> bytes:
 def _default(value: object) -> object:
     if isinstance(value, Decimal):
         return plain(value)
-    if isinstance(value, str):  # StrEnum and other subclasses
-        return str(value)
-    if isinstance(value, tuple):
+    if isinstance(value, tuple):  # a named one; str, int and enum subclasses need no help
         return list(cast("tuple[object, ...]", value))
     if isinstance(value, (frozenset, set)):
         return sorted(cast("frozenset[str]", value))
@@ -76,14 +74,17 @@ def canonical_json(data: Any) -> bytes:
 
 
 def _is_simple(data: Any) -> bool:
-    if isinstance(data, dict):
-        items = cast("dict[str, Any]", data)
-        return all(key.isascii() and _is_simple(value) for key, value in items.items())
-    if isinstance(data, list):
-        return all(_is_simple(value) for value in cast("list[Any]", data))
-    if isinstance(data, int):
-        return abs(data) <= _SAFE_INTEGER
-    return not isinstance(data, float)
+    kind = cast("type[object]", type(data))  # what orjson parsed, so exactly one of the six JSON types
+    if kind is dict:
+        for key, value in data.items():
+            if not key.isascii() or (type(value) is not str and not _is_simple(value)):
+                return False
+        return True
+    if kind is list:
+        return all(_is_simple(value) for value in data)
+    if kind is int:
+        return -_SAFE_INTEGER <= data <= _SAFE_INTEGER
+    return kind is not float
 
 
 @cache
