@@ -18,6 +18,7 @@ from trading.domain.approvals import ApprovedOrder
 from trading.domain.denials import RiskDenial, RuleResult
 from trading.domain.errors import InvalidValue
 from trading.domain.identifiers import AgentId, Symbol
+from trading.domain.instruments import InstrumentId
 from trading.domain.money import multiply, plain
 from trading.domain.proposals import OrderIntent
 
@@ -178,7 +179,7 @@ def _text(value: object) -> str:
 def exposure_rows(service: RiskService, scope: str | None) -> schemas.Exposures:
     """Return what is held and promised, of every instrument or of one symbol."""
     frame = service.frame()
-    instruments = [_exposure_row(frame, symbol) for symbol in service.parts.symbols if scope in (None, "desk", symbol)]
+    instruments = [_exposure_row(frame, item) for item in frame.markets if scope in (None, "desk", item.symbol)]
     if not instruments:
         raise InvalidValue(
             "no such symbol on this desk", code="UNKNOWN_SCOPE", allowed=("desk", *service.parts.symbols)
@@ -195,14 +196,13 @@ def exposure_rows(service: RiskService, scope: str | None) -> schemas.Exposures:
     )
 
 
-def _exposure_row(frame: Frame, symbol: Symbol) -> schemas.ExposureRow:
-    instrument_id = next(item for item in frame.markets if item.symbol == symbol)
+def _exposure_row(frame: Frame, instrument_id: InstrumentId) -> schemas.ExposureRow:
     exposure, market = frame.reservations.exposure(instrument_id), frame.markets[instrument_id]
     held = frame.portfolio.held(instrument_id)
     worst = worst_case(held, exposure)
-    limits = frame.limits.symbols.get(symbol)
+    limits = frame.limits.symbols.get(instrument_id.symbol)
     return schemas.ExposureRow(
-        symbol=symbol,
+        symbol=instrument_id.symbol,
         held=held,
         open_buys=exposure.buy_open,
         open_sells=exposure.sell_open,

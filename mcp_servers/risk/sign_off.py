@@ -195,7 +195,7 @@ class SignOff:
             problem = uncovered(verified.proposal, intents)
             ask = replace(ask, problem=problem)
         proposal_id = verified.proposal.proposal_id if verified is not None and ask.decided else None
-        outcomes = await self._judge(orders, intents, ask)
+        outcomes = await self._judge(frame, orders, intents, ask)
         return await self._commit(request, outcomes, proposal_id, ask)
 
     async def _ask(
@@ -213,13 +213,16 @@ class SignOff:
             raise Unavailable("the coordinator's ledger cannot be read", suggestion="try again") from error
         return Ask(request_id=request_id, decision_id=decision_id, expires_ms=verified.expires_ms), verified
 
-    async def _judge(self, orders: tuple[OrderRequest, ...], intents: list[OrderIntent], ask: Ask) -> list[Outcome]:
+    async def _judge(
+        self, frame: Frame, orders: tuple[OrderRequest, ...], intents: list[OrderIntent], ask: Ask
+    ) -> list[Outcome]:
+        """Judge the orders in steps; nothing was waited for since ``frame`` was taken, so the first step uses it."""
         outcomes: list[Outcome] = []
         try:
             for start in range(0, len(intents), _STEP):
                 if start:
                     await asyncio.sleep(0)
-                frame: Frame = self._frames.take()
+                    frame = self._frames.take()
                 for order, intent in zip(orders[start : start + _STEP], intents[start : start + _STEP], strict=True):
                     outcomes.append(self._assessor.assess(frame, intent, order.agent_id, ask))
         except BaseException:
