@@ -22,7 +22,6 @@ from coordinator.rooms import RoomLink
 from coordinator.service import CoordinatorService
 from coordinator.settings import CoordinatorSettings
 from coordinator.snapshots import SnapshotBook
-from coordinator.witnesses import newest_head, recent_witnesses
 from mcp_servers.hosting import open_client
 from trading.adapters.clock import SystemClock, Uuid7Factory
 from trading.adapters.config import DeskHome
@@ -33,7 +32,14 @@ from trading.adapters.outbox import OutboxRelay, RedisCursor
 from trading.adapters.redis_streams import RedisPublisher
 from trading.adapters.signing import load_public_key
 from trading.adapters.signing_keys import Ed25519Signer, create_key, load_signer
-from trading.adapters.sql import Checkpointing, LedgerLocation, open_reader, open_writer
+from trading.adapters.sql import (
+    Checkpointing,
+    LedgerLocation,
+    newest_head,
+    open_reader,
+    open_writer,
+    recent_witnesses,
+)
 from trading.domain.errors import ConfigurationError
 from trading.domain.identifiers import AgentId
 from trading.domain.market_data import Feed

@@ -20,7 +20,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mcp_servers.execution.service import ExecutionService
+from trading.adapters.config import DeskHome
 from trading.adapters.redis_client import call
+from trading.adapters.sql import newest_head
 from trading.domain.errors import LedgerUnavailable, VenueError
 from trading.domain.events import EventEnvelope
 from trading.domain.instruments import InstrumentId
@@ -206,3 +208,12 @@ def relabeller(
         return None if name is None else replace(update, instrument_id=name)
 
     return relabel
+
+
+async def witness_risk(service: ExecutionService, home: DeskHome) -> None:
+    """Embed the newest head that risk has signed in our own chain, if it is a new one."""
+    head = await asyncio.to_thread(newest_head, home, "risk")
+    if head is not None and head.size > service.witnessed_size:
+        service.witnessed_size = head.size
+        service.lifecycle.record(head)
+        await service.lifecycle.flush()

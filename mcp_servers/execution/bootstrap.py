@@ -21,7 +21,6 @@ from mcp_servers.execution import background
 from mcp_servers.execution.gate import GateRules
 from mcp_servers.execution.service import ExecutionParts, ExecutionService
 from mcp_servers.execution.settings import ExecutionSettings, check_allowed
-from mcp_servers.execution.witnesses import recent_witnesses, witness_risk
 from trading.adapters.clock import SystemClock, Uuid7Factory
 from trading.adapters.config import DeskHome, DeskSettings
 from trading.adapters.embedded_redis import open_redis
@@ -34,6 +33,7 @@ from trading.adapters.signing_keys import load_signer
 from trading.adapters.sql.checkpoints import Checkpointing
 from trading.adapters.sql.location import LedgerLocation
 from trading.adapters.sql.opening import open_reader, open_writer
+from trading.adapters.sql.witnesses import recent_witnesses
 from trading.adapters.venues.paper.latency import Latency, LatencySettings, SeededLatency
 from trading.adapters.venues.paper.venue import PaperVenue, PaperVenueSettings
 from trading.domain.errors import TradingError, Unavailable
@@ -278,7 +278,7 @@ def _loops(
             background.hear_risk(service, redis, desk.key("risk", "heartbeat")),
             background.tell_the_desk(service, redis, desk.key("execution", "heartbeat")),
             relay.run(),
-            background.every(background.WITNESS_EVERY_S, lambda: witness_risk(service, desk.desk_home)),
+            background.every(background.WITNESS_EVERY_S, lambda: background.witness_risk(service, desk.desk_home)),
         ]
     follower = LedgerFollower(wiring.approvals, wakeups=wakeups, from_seq=service.risk_seq)
     loops.append(background.follow_approvals(service, aiter(follower)))

@@ -6,9 +6,9 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
+from functools import partial
 from typing import Final
 
 from redis.asyncio import Redis
@@ -28,19 +28,25 @@ from trading.adapters.outbox import OutboxRelay, RedisCursor
 from trading.adapters.redis_streams import RedisPublisher, RedisSubscriber
 from trading.adapters.signing import Ed25519Verifier, load_public_key
 from trading.adapters.signing_keys import load_signer
-from trading.adapters.sql import Checkpointing, LedgerLocation, latest_head, open_reader, open_writer
-from trading.domain.errors import ConfigurationError, LedgerError, TradingError
-from trading.domain.events import Category, HeadWitnessed
+from trading.adapters.sql import (
+    Checkpointing,
+    LedgerLocation,
+    newest_head,
+    open_reader,
+    open_writer,
+    recent_witnesses,
+)
+from trading.domain.errors import LedgerError, TradingError
+from trading.domain.events import Category
 from trading.domain.identifiers import AgentId
 from trading.domain.market_data import Feed
 from trading.domain.proposals import Mode
 from trading.ports.clock import Clock, IdFactory
-from trading.ports.ledger import Ledger, LedgerReader
+from trading.ports.ledger import Ledger
 
 log = logging.getLogger("grekko.risk")
 
 _OTHERS: Final = ("execution", "coordinator")
-_SEARCHED: Final = 2_000  # newest events of another room that are searched for heads of ours
 
 
 def stop_process() -> None:
@@ -81,7 +87,7 @@ async def open_risk(
                 clock=found_clock,
                 ids=found_ids,
                 checkpoint=_checkpointing(home),
-                witnesses=await _witnesses(readers.values()),
+                witnesses=await recent_witnesses(readers.values(), "risk"),
             )
         )
         redis = await stack.enter_async_context(open_redis(home, desk, "risk", required=False))
@@ -115,7 +121,7 @@ async def open_risk(
                 keys=pinned_keys(home),
                 operator=_operator(home),
                 operator_directory=home.run / "operator",
-                heads=[_head_reader(home, room) for room in _OTHERS],
+                heads=[partial(newest_head, home, room) for room in _OTHERS],
                 wakeups=RedisSubscriber(redis, desk.desk).subscribe((Category.TRADING,)),
             )
         )
@@ -204,30 +210,6 @@ def _operator(home: DeskHome) -> Ed25519Verifier | None:
 def _checkpointing(home: DeskHome) -> Checkpointing:
     signer = load_signer(home.keys("risk") / "checkpoint.key", "checkpoint")
     return Checkpointing(path=home.checkpoints("risk"), signer=signer, public_key=signer.public_key)
-
-
-def _head_reader(home: DeskHome, room: str) -> Callable[[], HeadWitnessed | None]:
-    """Return what reads a room's newest signed head; nothing when it has signed none or we lack its key."""
-
-    def read() -> HeadWitnessed | None:
-        notes: Path = home.checkpoints(room)
-        try:
-            key = load_public_key(home.public_keys / f"checkpoint-{room}.pub")
-        except ConfigurationError:
-            return None
-        return latest_head(notes, room, key) if notes.exists() else None
-
-    return read
-
-
-async def _witnesses(readers: Iterable[LedgerReader]) -> list[HeadWitnessed]:
-    """Return the heads of risk's ledger that other rooms have embedded lately: it must not be older than those."""
-    found: list[HeadWitnessed] = []
-    for reader in readers:
-        start = max(0, await reader.last_seq() - _SEARCHED)
-        events = await reader.events_after(start, limit=_SEARCHED)
-        found += [e.payload for e in events if isinstance(e.payload, HeadWitnessed) and e.payload.service == "risk"]
-    return found
 
 
 def _location(desk: DeskSettings) -> LedgerLocation:

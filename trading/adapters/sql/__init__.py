@@ -8,6 +8,7 @@ from trading.adapters.sql.opening import open_reader, open_writer
 from trading.adapters.sql.reader import SqlReader
 from trading.adapters.sql.tables import ROOMS
 from trading.adapters.sql.verify import AuditReport, Finding, verify_room
+from trading.adapters.sql.witnesses import newest_head, recent_witnesses
 from trading.adapters.sql.writer import SqlLedger
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "SqlLedger",
     "SqlReader",
     "latest_head",
+    "newest_head",
     "open_reader",
     "open_writer",
+    "recent_witnesses",
     "verify_room",
 ]

@@ -20,7 +20,7 @@ import base64
 import binascii
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -33,6 +33,7 @@ from trading.ports.signing import Signer
 _DASH: Final = "\N{EM DASH} "
 _ED25519: Final = b"\n\x01"
 _TAIL: Final = 8192
+_SIZE_DIGITS_MAX: Final = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,16 +153,16 @@ def read_checkpoints(path: Path, origin: str, public_key: str) -> Iterator[Check
 
     An unfinished last note is what a crash leaves behind and is passed over.
     """
-    yield from _parsed(_notes(path), origin, public_key)
-
-
-def _parsed(notes: Iterable[str], origin: str, public_key: str) -> Iterator[Checkpoint | Refused]:
-    for index, note in enumerate(notes, start=1):
+    for index, note in enumerate(_notes(path), start=1):
         try:
             yield parse_checkpoint(note, origin, public_key)
         except (SignatureRefused, InvalidValue) as error:
-            claimed = note.split("\n", 2)[1:2]
-            yield Refused(index, int(claimed[0]) if claimed and claimed[0].isdecimal() else 0, str(error))
+            yield Refused(index, _claimed_size(note), str(error))
+
+
+def _claimed_size(note: str) -> int:
+    line = "".join(note.split("\n", 2)[1:2])
+    return int(line) if line.isdecimal() and len(line) <= _SIZE_DIGITS_MAX else 0
 
 
 def _notes(path: Path, *, last_bytes: int | None = None) -> Iterator[str]:
@@ -221,7 +222,8 @@ class CheckpointFile:
 def latest_head(path: Path, room: str, public_key: str, *, origin: str = "") -> HeadWitnessed | None:
     """Return the newest good checkpoint of a room as the event with which another room witnesses it.
 
-    Cheap enough to ask again and again: only the end of the file is read, unless nothing there is genuine.
+    Cheap enough to ask again and again: only the end of the file is read, unless nothing there is genuine, and only as
+    many signatures are checked as it takes to find a good one.
 
     Args:
         path: the room's checkpoint file.
@@ -229,11 +231,12 @@ def latest_head(path: Path, room: str, public_key: str, *, origin: str = "") -> 
         public_key: of that room's checkpoint key, 64 hexadecimal digits.
         origin: if it is not the default one.
     """
-    newest: Checkpoint | None = None
     for last_bytes in (_TAIL, None):  # the newest is nearly always near the end; the file grows for ever
-        for entry in _parsed(_notes(path, last_bytes=last_bytes), origin or origin_of(room), public_key):
-            if isinstance(entry, Checkpoint) and (newest is None or entry.size >= newest.size):
-                newest = entry
-        if newest is not None:
+        notes = list(_notes(path, last_bytes=last_bytes))
+        for note in sorted(notes, key=_claimed_size, reverse=True):
+            try:
+                newest = parse_checkpoint(note, origin or origin_of(room), public_key)
+            except (SignatureRefused, InvalidValue):
+                continue
             return HeadWitnessed(service=room, size=newest.size, root=newest.root.hex())
     return None
