@@ -115,5 +115,9 @@ async def _audit_room(settings: DeskSettings, room: str, witnesses: list[HeadWit
     public_key = load_public_key(home.public_keys / f"checkpoint-{room}.pub")
     async with open_reader(room, ledger_location(settings)) as reader:
         return await verify_room(
-            reader, checkpoints=notes if notes.exists() else None, public_key=public_key, witnesses=witnesses
+            reader,
+            checkpoints=notes if notes.exists() else None,
+            public_key=public_key,
+            witnesses=witnesses,
+            projections=True,
         )

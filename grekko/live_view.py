@@ -49,6 +49,7 @@ class Moment:
     title: str
     seconds: float
     quotes: tuple[Quote, ...]
+    market_problem: str
     opening_marks: Marks
     marks: Marks
     rooms: dict[str, bool]
@@ -73,6 +74,8 @@ def _header(picture: DeskPicture, moment: Moment) -> Panel:
         text.append(f"{number(quote.bid)} / {number(quote.ask)}  ")
         text.append(f"{quote.age_ms} ms old, {quote.feed}   ", style="dim" if quote.age_ms < 2000 else "bold red")
     text.append(f"{moment.seconds:.0f} s\n", style="dim")
+    if moment.market_problem:
+        text.append(f"market {moment.market_problem}\n", style="bold red")
     text.append("breaker ", style="dim")
     text.append(str(picture.state), style=_STATE_STYLE.get(picture.state, "bold red"))
     text.append(f"  epoch {picture.epoch.generation}.{picture.epoch.counter}  ({picture.state_reason})\n", style="dim")
@@ -136,9 +139,13 @@ class PlainLog:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._seen: dict[str, int] = {}
+        self._problem = ""
 
-    def show(self, picture: DeskPicture) -> None:
+    def show(self, picture: DeskPicture, market_problem: str) -> None:
         """Print the events that came since the last call (at most what the picture keeps)."""
+        if market_problem != self._problem:
+            self._problem = market_problem
+            self._console.print(f"market {market_problem or 'data arrives'}", markup=False, highlight=False)
         for room, events in picture.recent.items():
             for event in events:
                 if event.seq > self._seen.get(room, 0) and not event.event_type.startswith((*_QUIET, "vote.")):

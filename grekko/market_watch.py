@@ -21,13 +21,19 @@ _READ_TIMEOUT_S = 2.0
 
 
 class MarketWatch:
-    """The newest quotes of the desk's symbols; keeps the last ones while the market server is away."""
+    """The newest quotes of the desk's symbols; keeps the last ones while the market server is away.
+
+    Attributes:
+        problem: why there is no newer quote, empty when there is one.
+        opening: the first mid price seen of each instrument.
+    """
 
     def __init__(self, settings: DeskSettings) -> None:
         self._settings = settings
         self._target = f"unix:{settings.desk_home.socket('market')}"
         self.quotes: dict[InstrumentId, Quote] = {}
         self.opening: dict[InstrumentId, Decimal] = {}
+        self.problem = ""
 
     @property
     def marks(self) -> Mapping[InstrumentId, Decimal]:
@@ -39,13 +45,16 @@ class MarketWatch:
         while True:
             try:
                 await self._follow()
-            except (TradingError, OSError, httpx2.HTTPError, ExceptionGroup):
-                await asyncio.sleep(_PAUSE_S)  # the server restarts; the supervisor sees to that
+            except (TradingError, OSError, httpx2.HTTPError, ExceptionGroup) as error:
+                # The server says what is wrong with its feed, or it restarts, which the supervisor sees to.
+                self.problem = f"{error.code}: {error}" if isinstance(error, TradingError) else "no answer"
+                await asyncio.sleep(_PAUSE_S)
 
     async def _follow(self) -> None:
         async with open_client(self._target, read_timeout_s=_READ_TIMEOUT_S) as market:
             while True:
                 data = await call(market, "market_get_tickers", symbols=list(self._settings.symbols))
+                self.problem = ""
                 self._take(cast("Sequence[Mapping[str, Any]]", data["tickers"]))
                 await asyncio.sleep(_PAUSE_S)
 

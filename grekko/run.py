@@ -129,7 +129,7 @@ async def _show(
             while not stop.is_set():
                 await picture.refresh(ledgers)
                 if live is None:
-                    plain.show(picture)
+                    plain.show(picture, watch.problem)
                 else:
                     live.update(
                         render(picture, _moment(desk, watch, settings, options, loop.time() - begun)), refresh=True
@@ -171,6 +171,7 @@ def _moment(
         title=f"grekko · {settings.desk} · {settings.mode} · {options.market}{speed}",
         seconds=seconds,
         quotes=tuple(watch.quotes.values()),
+        market_problem=watch.problem,
         opening_marks=watch.opening,
         marks=watch.marks,
         rooms={name: room.ready.is_set() for name, room in desk.rooms.items()},
