@@ -47,19 +47,20 @@ def main() -> None:
         console.print(f"==> {name}")
         figures += asyncio.run(groups[name].run())
     console.print(_table(figures))
+    for each in figures:
+        console.print(f"{each.name}: {each.note}", soft_wrap=True, highlight=False)
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_bytes(orjson.dumps([figure.as_dict() for figure in figures], option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def _table(figures: list[Figure]) -> Table:
-    table = Table("figure", "value", "limit", "ratio", "p50 ms", "p99 ms", "n", "what", box=None)
+    table = Table("figure", "value", "limit", "ratio", "p50 ms", "p99 ms", "n", box=None)
     for each in figures:
         table.add_row(
             each.name,
             f"{each.value:,.1f} {each.unit}",
             *("-" if v is None else f"{v:,.3g}" if v < 100 else f"{v:,.0f}" for v in _optional(each)),
             f"{each.n:,}",
-            each.note,
         )
     return table
 
