@@ -296,3 +296,12 @@ async def test_the_checkpoint_file_is_private(sqlite_desk: SqliteDesk) -> None:
     await fill(sqlite_desk, 1, checkpoint=sqlite_desk.checkpointing)
     assert Path(sqlite_desk.checkpointing.path).stat().st_mode & 0o777 == 0o600
     assert sqlite_desk.path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("value", ["'text'", "7", "'100000000000'"])
+async def test_a_hash_of_another_type_is_a_finding_and_does_not_stop_the_audit(
+    sqlite_desk: SqliteDesk, value: str
+) -> None:
+    await fill(sqlite_desk, 10)
+    await sqlite_desk.tamper(f"UPDATE events SET hash = {value} WHERE seq = 4")
+    assert found(await audit(sqlite_desk)) == [(4, Kind.CHANGED)]

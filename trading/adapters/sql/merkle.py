@@ -26,19 +26,20 @@ class Frontier:
 
     def append(self, data: bytes) -> None:
         """Add a leaf."""
-        sha256 = hashlib.sha256
-        node = sha256(b"\0" + data).digest()
-        rest = self.size
-        while rest & 1:
-            node = sha256(b"\1" + self._edge.pop() + node).digest()
-            rest >>= 1
-        self._edge.append(node)
-        self.size += 1
+        self.extend((data,))
 
     def extend(self, leaves: Iterable[bytes]) -> None:
         """Add leaves in order."""
+        sha256, edge, size = hashlib.sha256, self._edge, self.size
         for data in leaves:
-            self.append(data)
+            node = sha256(b"\0" + data).digest()
+            rest = size
+            while rest & 1:
+                node = sha256(b"\1" + edge.pop() + node).digest()
+                rest >>= 1
+            edge.append(node)
+            size += 1
+        self.size = size
 
     def root(self) -> bytes:
         """Return the root hash, 32 bytes, of the tree as it is now."""
