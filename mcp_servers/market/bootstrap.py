@@ -103,6 +103,8 @@ async def _publish(
 
         async with _watched((pipeline.run, pipeline.run_timer), on_failure):
             yield _service(local, candles, clock, desk, market, health)
+        if (position := source.fresh_start()) is not None:
+            publisher.set_position(position)
 
 
 @asynccontextmanager

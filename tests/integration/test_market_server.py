@@ -151,6 +151,17 @@ async def test_a_killed_process_goes_on_where_it_was(home: Path) -> None:
                 assert sequences == sorted(set(sequences))
 
 
+async def test_a_recording_that_was_stopped_in_good_order_begins_again(home: Path) -> None:
+    desk = load_settings()
+    async with open_redis(desk.desk_home, desk, "risk"):  # keeps the bus alive as the desk's other rooms do
+        for expected in (0, 1):
+            async with open_client(build(MarketSettings(speed=0))) as client:
+                async with asyncio.timeout(20):
+                    while (status := await call(client, "market_get_status"))["source_code"] != "RECORDING_ENDED":
+                        await asyncio.sleep(0.02)
+                assert status["counters"]["pass"] == expected
+
+
 async def test_without_a_network_the_live_market_says_so_and_stays_up(home: Path) -> None:
     (home / "config.toml").write_text(
         '[bus]\nprefer_bundled = true\n[venues.binance]\nrest_url = "http://127.0.0.1:9/api/v3"\n'

@@ -119,6 +119,10 @@ class MarketSource(Protocol):
         """Return where to resume after the update given last; None when it cannot."""
         ...
 
+    def fresh_start(self) -> bytes | None:
+        """Return where a source that was stopped in good order begins the next time; None when it cannot say."""
+        ...
+
     def status(self) -> SourceStatus:
         """Return state and counters."""
         ...

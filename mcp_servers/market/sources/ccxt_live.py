@@ -124,6 +124,10 @@ class CcxtLiveSource:
         """Return None: the present cannot be resumed."""
         return
 
+    def fresh_start(self) -> None:
+        """Return None: the next start begins with the present."""
+        return
+
     def status(self) -> SourceStatus:
         """Return state, the reason of the last failure while it lasts, and counters."""
         return SourceStatus(self._state, self._code, self._message, dict(self._counts))

@@ -134,7 +134,11 @@ class ReplaySource:
 
     def position(self) -> bytes:
         """Return recording, pass and the next message, as text."""
-        return f"{self._recording.name} {self._pass} {self._next}".encode()
+        return _position(self._recording, self._pass, self._next)
+
+    def fresh_start(self) -> bytes:
+        """Return the beginning of the next pass: only a killed process goes on in the middle of one."""
+        return _position(self._recording, self._pass + 1, 0)
 
     def status(self) -> SourceStatus:
         """Return state, pass (from 0) and messages given."""
@@ -225,6 +229,10 @@ def _shifted(update: SourceUpdate, ms: int, number: int) -> SourceUpdate:
             return replace(update, received_ts_ms=update.received_ts_ms + ms)
         case Rules() | Restarted():
             return update
+
+
+def _position(recording: Recording, number: int, index: int) -> bytes:
+    return f"{recording.name} {number} {index}".encode()
 
 
 def _parse_position(position: bytes | None, recording: Recording) -> tuple[int, int]:
