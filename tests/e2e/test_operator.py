@@ -1,0 +1,71 @@
+"""The operator's hand on a running desk: halt stops new risk at once, only a signed resume allows it again."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+
+from grekko.ledgers import open_ledgers, read_events
+from mcp_servers.hosting import call, open_client
+from tests.e2e.desk_process import DeskProcess, environment, scratch_desk, until
+from trading.domain.approvals import Effect
+from trading.domain.events import BreakerReset, BreakerTripped, RiskApproved
+
+
+async def grekko(desk: DeskProcess, *arguments: str) -> tuple[int | None, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "grekko",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=environment(desk.home.path),
+    )
+    output, _ = await process.communicate()
+    return process.returncode, output.decode()
+
+
+async def approvals(desk: DeskProcess) -> int:
+    async with open_ledgers(desk.settings) as ledgers:
+        return sum([1 async for event in read_events(ledgers.risk) if isinstance(event.payload, RiskApproved)])
+
+
+@pytest.mark.timeout(120)
+async def test_a_halt_stops_new_risk_and_only_a_signed_resume_ends_it() -> None:
+    async with scratch_desk() as desk:
+        await desk.start("--loop", "--speed", "2")
+        await desk.wait_until_up()
+        await until(lambda: approvals(desk), "something was approved", desk.tail)
+
+        code, text = await grekko(desk, "halt", "--reason", "testing the brake")
+        assert (code, text.startswith("trading is halted, epoch 1.")) == (0, True), text
+        code, text = await grekko(desk, "status")
+        assert code == 1
+        assert "breaker halted" in text
+        async with open_client(f"unix:{desk.home.socket('risk')}") as risk:
+            order = {"symbol": "BTC/USDT", "side": "buy", "type": "market", "amount": "50", "unit": "quote"}
+            answer = await call(risk, "risk_request_approval", request_id="while-halted", **order)
+            tools = {tool.name for tool in (await risk.list_tools()).tools}
+        assert answer["approved"] == 0
+        assert "TRADING_STATE" in [failure["rule"] for failure in answer["denials"][0]["failures"]]
+        assert not [name for name in tools if "reset" in name or "resume" in name]
+
+        before = await approvals(desk)
+        assert (await grekko(desk, "resume", "--reason", "it works"))[0] == 0
+
+        async def more() -> bool:
+            return await approvals(desk) > before
+
+        await until(more, "something is approved again", desk.tail)
+        assert await desk.stop() == 0, desk.tail()
+        async with open_ledgers(desk.settings) as ledgers:
+            events = [event async for event in read_events(ledgers.risk)]
+    tripped = next(e.seq for e in events if isinstance(e.payload, BreakerTripped))
+    resumed = next(e.seq for e in events if isinstance(e.payload, BreakerReset) and e.seq > tripped)
+    while_halted = [
+        e.payload.approval for e in events if tripped < e.seq < resumed and isinstance(e.payload, RiskApproved)
+    ]
+    assert all(approval.effect is Effect.REDUCE for approval in while_halted)
