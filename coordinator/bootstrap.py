@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -22,7 +21,7 @@ from coordinator.rooms import RoomLink
 from coordinator.service import CoordinatorService
 from coordinator.settings import CoordinatorSettings
 from coordinator.snapshots import SnapshotBook
-from mcp_servers.hosting import open_client
+from mcp_servers.hosting import open_client, stop_process
 from trading.adapters.clock import SystemClock, Uuid7Factory
 from trading.adapters.config import DeskHome
 from trading.adapters.embedded_redis import open_redis, provision_agent
@@ -55,11 +54,6 @@ ROOMS: Final = ("market", "risk", "execution")
 #: Calls without an answer before a connection is made anew; reconnecting restarts a room that was started here.
 _STDIO_PATIENCE: Final = 5
 _PASSED_ON: Final = ("REDIS_URL", "DATABASE_URL", "PYTHONPATH", "XDG_STATE_HOME", "VIRTUAL_ENV")
-
-
-def stop_process() -> None:
-    """Ask this process to stop as an operator would; a server without its meeting must not look alive."""
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def hosted_agent(agent_id: AgentId) -> Agent:

@@ -55,7 +55,7 @@ from mcp_servers.authorization import AuthorizationSettings, load_authorization
 from mcp_servers.calls import LOCAL, Principal, current_principal
 from mcp_servers.clients import ToolFailure, call, call_reply, failure_of, open_client
 from mcp_servers.desk_server import DeskServer, build_server, state, tool
-from mcp_servers.serving import serve, serve_http, serve_socket, serve_stdio
+from mcp_servers.serving import serve, serve_http, serve_socket, serve_stdio, stop_process
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,6 +78,7 @@ __all__ = [
     "serve_socket",
     "serve_stdio",
     "state",
+    "stop_process",
     "tool",
     "tool_kind",
 ]

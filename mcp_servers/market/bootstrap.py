@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
 
+from mcp_servers.hosting import stop_process
 from mcp_servers.market.candles import CandleStore
 from mcp_servers.market.pipeline import MarketPipeline
 from mcp_servers.market.service import Health, MarketService
@@ -35,11 +34,6 @@ from trading.domain.proposals import Mode
 from trading.ports.clock import Clock
 
 _log = logging.getLogger(__name__)
-
-
-def stop_process() -> None:
-    """Ask this process to stop as an operator would; a server without its feed must not look alive."""
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @asynccontextmanager

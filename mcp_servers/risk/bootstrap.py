@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -13,6 +11,7 @@ from typing import Final
 
 from redis.asyncio import Redis
 
+from mcp_servers.hosting import stop_process
 from mcp_servers.risk.bus import RedisHeartbeatSink, hear_execution
 from mcp_servers.risk.decisions import PinnedKeys
 from mcp_servers.risk.heartbeat import PERIOD_S
@@ -47,11 +46,6 @@ from trading.ports.ledger import Ledger
 log = logging.getLogger("grekko.risk")
 
 _OTHERS: Final = ("execution", "coordinator")
-
-
-def stop_process() -> None:
-    """Ask this process to stop: a risk room that cannot keep itself current must not look alive."""
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @asynccontextmanager
