@@ -71,7 +71,7 @@ async def open_risk(
     found_clock, found_ids = clock or SystemClock(), ids or Uuid7Factory()
     home = desk.desk_home.ensure()
     signer = load_approval_signer(home)
-    location = _location(desk)
+    location = LedgerLocation.of(desk)
     async with AsyncExitStack() as stack:
         readers = {room: await stack.enter_async_context(open_reader(room, location)) for room in _OTHERS}
         ledger = await stack.enter_async_context(
@@ -204,9 +204,3 @@ def _operator(home: DeskHome) -> Ed25519Verifier | None:
 def _checkpointing(home: DeskHome) -> Checkpointing:
     signer = load_signer(home.keys("risk") / "checkpoint.key", "checkpoint")
     return Checkpointing(path=home.checkpoints("risk"), signer=signer, public_key=signer.public_key)
-
-
-def _location(desk: DeskSettings) -> LedgerLocation:
-    if desk.database_url is not None:
-        return LedgerLocation.postgres(desk.database_url.get_secret_value())
-    return LedgerLocation.sqlite(desk.desk_home.path / "ledger")

@@ -7,16 +7,16 @@ nothing else runs between reading it and reserving.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Final
+from typing import Final, cast
 
 from trading.domain.approvals import Effect, Epoch, TradingState
 from trading.domain.denials import Rule, RuleResult
 from trading.domain.identifiers import AgentId, Currency
 from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import OrderBook
-from trading.domain.money import plain
+from trading.domain.money import plain, subtract
 from trading.domain.proposals import Mode, OrderIntent
 
 from .limits import Policy, RiskLimits, SymbolLimits
@@ -50,6 +50,7 @@ class Frame:
         execution_age_ms: since execution's last heartbeat; None when there never was one.
         daily_result: quote earned by trading since 00:00 UTC, negative is a loss; None when it cannot be known.
         equity: quote; None when it cannot be known.
+        others: what ``policies.exposure`` remembers of all instruments but one, while nothing in them changes.
     """
 
     now_ms: int
@@ -64,6 +65,9 @@ class Frame:
     execution_age_ms: int | None
     daily_result: Decimal | None
     equity: Decimal | None
+    others: dict[InstrumentId, tuple[tuple[int, int], Decimal | None]] = field(
+        default_factory=dict[InstrumentId, tuple[tuple[int, int], Decimal | None]], compare=False, repr=False
+    )
 
     @property
     def limits(self) -> RiskLimits:
@@ -87,7 +91,8 @@ class OrderContext:
         limit_price: what would be signed: for a market order the edge of the band.
         worst: quote per base that the order may trade at, at worst for us; None without a market.
         notional: quantity at ``worst``.  unit_cost: quote per base with fees.
-        closable: base that an order on this side could still reduce.
+        held: base held of the instrument.  closable: base that an order on this side could still reduce.
+        reduces: whether the order can only bring the position nearer to zero.
         walked: base that the book gives inside the band, for market orders.
         rate_ok: whether the agent and the desk were within their rates when it was asked.
         duplicate_ms: age of the same content, approved before; None when there is none.
@@ -108,7 +113,9 @@ class OrderContext:
         "exposure",
         "fee_rate",
         "frame",
+        "held",
         "instrument",
+        "instrument_id",
         "intent",
         "limit_price",
         "limits",
@@ -116,6 +123,7 @@ class OrderContext:
         "notional",
         "quantity",
         "rate_ok",
+        "reduces",
         "symbol_limits",
         "unit_cost",
         "use",
@@ -128,10 +136,13 @@ class OrderContext:
     symbol_limits: SymbolLimits | None
     market: MarketFrame
     instrument: Instrument | None
+    instrument_id: InstrumentId
     intent: OrderIntent
     agent_id: AgentId
     quantity: Decimal
     effect: Effect
+    reduces: bool
+    held: Decimal
     closable: Decimal
     limit_price: Decimal | None
     worst: Decimal | None
@@ -149,11 +160,6 @@ class OrderContext:
     decision_problem: str
     explain: bool
 
-    @property
-    def reduces(self) -> bool:
-        """Whether the order can only bring the position nearer to zero."""
-        return self.effect is Effect.REDUCE
-
     def judge(
         self,
         rule: Rule,
@@ -163,7 +169,11 @@ class OrderContext:
         message: str,
         headroom: object = "",
     ) -> RuleResult:
-        """Return the verdict; the texts are only made when somebody will read them."""
+        """Return the verdict; texts and differences are only made when somebody will read them.
+
+        Args:
+            headroom: what is left, or the pair (most, used) whose difference it is.
+        """
         if passed and not self.explain:
             return _PASSED[rule]
         return RuleResult(
@@ -172,7 +182,7 @@ class OrderContext:
             limit=_text(limit),
             observed=_text(observed),
             message=message,
-            headroom=_text(headroom),
+            headroom=_headroom(headroom),
         )
 
     def agree(self, rule: Rule, limit: object, observed: object, message: str) -> RuleResult:
@@ -192,6 +202,13 @@ class OrderContext:
     def exempt(self, rule: Rule, limit: object = "") -> RuleResult:
         """Let a reducing order pass a rule that guards increases only, so that no exit is trapped."""
         return self.agree(rule, limit, "", "guards increases only; this order reduces")
+
+
+def _headroom(value: object) -> str:
+    if isinstance(value, tuple):
+        most, used = cast("tuple[Decimal, Decimal]", value)
+        return plain(subtract(most, used))
+    return _text(value)
 
 
 def _text(value: object) -> str:

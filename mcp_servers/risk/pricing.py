@@ -11,13 +11,14 @@ Rules kept here:
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final
 
 from trading.domain.approvals import Effect
 from trading.domain.identifiers import AgentId
 from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import Side
-from trading.domain.money import ONE, ZERO, add, bps_of, multiply, subtract
+from trading.domain.money import ONE, ZERO, add, bps_of, multiply, round_down, round_up, subtract
 from trading.domain.proposals import OrderIntent, OrderType, TimeInForce
 
 from .context import Frame, MarketFrame, OrderContext
@@ -60,8 +61,10 @@ def build_context(
     c.symbol_limits = limits.symbols.get(intent.symbol)
     c.market, c.instrument = market, instrument
     c.quantity = intent.quantity
+    c.instrument_id, c.held = instrument_id, frame.portfolio.held(instrument_id)
     c.closable = frame.portfolio.closable(instrument_id, intent.side)
-    c.effect = Effect.REDUCE if ZERO < c.quantity <= c.closable else Effect.INCREASE
+    c.reduces = ZERO < c.quantity <= c.closable
+    c.effect = Effect.REDUCE if c.reduces else Effect.INCREASE
     c.exposure = reservations.exposure(instrument_id)
     c.use = reservations.agent(agent_id)
     c.rate_ok, c.duplicate_ms = rate_ok, duplicate_ms
@@ -77,9 +80,7 @@ def _price(c: OrderContext, instrument: Instrument) -> None:
     intent, mid = c.intent, c.market.mid
     c.fee_rate = max(instrument.taker_fee, instrument.maker_fee, ZERO)
     if mid is not None:
-        half = bps_of(mid, _band_bps(c))
-        c.band_low = instrument.price_ceiling(subtract(mid, half))
-        c.band_high = instrument.price_floor(add(mid, half))
+        c.band_low, c.band_high = _band(mid, _band_bps(c), instrument.price_tick)
     if intent.order_type is OrderType.MARKET:
         c.limit_price = c.band_high if intent.side is Side.BUY else c.band_low
         if c.market.book is not None and c.limit_price is not None and c.limit_price > 0:
@@ -90,6 +91,13 @@ def _price(c: OrderContext, instrument: Instrument) -> None:
     if c.worst is not None:
         c.notional = multiply(c.quantity, c.worst)
         c.unit_cost = multiply(c.worst, add(ONE, c.fee_rate))
+
+
+@lru_cache(maxsize=1024)
+def _band(mid: Decimal, bps: Decimal, tick: Decimal) -> tuple[Decimal, Decimal]:
+    """Return the band around the mid, on the tick and rounded inward; orders of one moment share it."""
+    half = bps_of(mid, bps)
+    return round_up(subtract(mid, half), tick), round_down(add(mid, half), tick)
 
 
 def _band_bps(c: OrderContext) -> Decimal:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 
 from trading.domain.approvals import ApprovedOrder, Effect
-from trading.domain.identifiers import AgentId, ApprovalId, OrderId
+from trading.domain.identifiers import AgentId, ApprovalId, Currency, OrderId
 from trading.domain.instruments import InstrumentId
 from trading.domain.market_data import Side
 from trading.domain.money import ONE, ZERO, add, multiply, subtract
@@ -29,11 +29,13 @@ class Exposure:
     Attributes:
         buy_open, sell_open: base that may still be bought or sold.
         buy_cost: quote that the buys may still cost, fees included.
+        changes: how often any of it has changed.
     """
 
-    __slots__ = ("buy_cost", "buy_open", "sell_open")
+    __slots__ = ("buy_cost", "buy_open", "changes", "sell_open")
 
     def __init__(self) -> None:
+        self.changes = 0
         self.buy_open = ZERO
         self.sell_open = ZERO
         self.buy_cost = ZERO
@@ -121,6 +123,8 @@ class ReservationBook:
         self._open: dict[ApprovalId, Reservation] = {}
         self._by_instrument: dict[InstrumentId, Exposure] = {}
         self._by_agent: dict[AgentId, AgentUse] = {}
+        self._promised: dict[Currency, Decimal] = {}
+        self.changes = 0  # of all instruments together
 
     def __len__(self) -> int:
         return len(self._open)
@@ -149,6 +153,10 @@ class ReservationBook:
         if found is None:
             found = self._by_agent[agent_id] = AgentUse()
         return found
+
+    def promised(self, currency: Currency) -> Decimal:
+        """Return what open orders may still take out of one currency: the cost of buys in it, and sells of it."""
+        return self._promised.get(currency, ZERO)
 
     def add(self, reservation: Reservation) -> None:
         """Count a reservation; adding the same approval twice counts it once."""
@@ -191,5 +199,10 @@ class ReservationBook:
             exposure.buy_cost = add(exposure.buy_cost, cost)
         else:
             exposure.sell_open = add(exposure.sell_open, change)
+        exposure.changes += 1
+        self.changes += 1
+        base, _, quote = reservation.instrument_id.symbol.partition("/")
+        currency, amount = (Currency(quote), cost) if reservation.side is Side.BUY else (Currency(base), change)
+        self._promised[currency] = add(self.promised(currency), amount)
         use = self.agent(reservation.agent_id)
         use.notional = add(use.notional, cost)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from mcp_servers.risk.context import OrderContext
 from trading.domain.denials import Rule, RuleResult
-from trading.domain.money import subtract
 from trading.domain.proposals import Mode
 
 
@@ -30,7 +29,7 @@ def reduce_only(c: OrderContext) -> RuleResult:
         c.closable,
         c.quantity,
         "base that can still be closed on this side",
-        subtract(c.closable, c.quantity),
+        (c.closable, c.quantity),
     )
 
 
@@ -58,5 +57,5 @@ def authority(c: OrderContext) -> RuleResult:
         limit,
         c.notional,
         "largest order without a decision of the vote, quote",
-        subtract(limit, c.notional),
+        (limit, c.notional),
     )

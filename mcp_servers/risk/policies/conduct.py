@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mcp_servers.risk.context import OrderContext
 from trading.domain.denials import Rule, RuleResult
-from trading.domain.money import add, multiply, subtract
+from trading.domain.money import add, multiply
 
 
 def order_rate(c: OrderContext) -> RuleResult:
@@ -51,5 +51,5 @@ def open_approvals_max(c: OrderContext) -> RuleResult:
         limit,
         reserved,
         "quote reserved for one agent, fees included",
-        subtract(limit, reserved),
+        (limit, reserved),
     )

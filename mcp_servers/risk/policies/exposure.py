@@ -26,7 +26,7 @@ def position_max(c: OrderContext) -> RuleResult:
         limit,
         worst,
         "worst-case position if every open order on this side fills, base",
-        subtract(limit, worst),
+        (limit, worst),
     )
 
 
@@ -46,23 +46,21 @@ def exposure_gross_max(c: OrderContext) -> RuleResult:
         limit,
         gross,
         "worst-case value over all instruments, quote",
-        subtract(limit, gross),
+        (limit, gross),
     )
 
 
 def worst_position(c: OrderContext) -> Decimal:
     """Return the size of the position (base, >= 0) if everything open on the order's side fills, this order too."""
-    held = c.frame.portfolio.held(InstrumentId(c.intent.venue, c.intent.symbol))
     if c.intent.side is Side.BUY:
-        return abs(add(held, add(c.exposure.buy_open, c.quantity)))
-    return abs(subtract(held, add(c.exposure.sell_open, c.quantity)))
+        return abs(add(c.held, add(c.exposure.buy_open, c.quantity)))
+    return abs(subtract(c.held, add(c.exposure.sell_open, c.quantity)))
 
 
 def instrument_worst(c: OrderContext) -> Decimal:
     """Return the larger of both worst cases of the order's instrument, this order included, in base."""
-    held = c.frame.portfolio.held(InstrumentId(c.intent.venue, c.intent.symbol))
     buy = c.quantity if c.intent.side is Side.BUY else ZERO
-    return worst_case(held, c.exposure, buy=buy, sell=subtract(c.quantity, buy))
+    return worst_case(c.held, c.exposure, buy=buy, sell=ZERO if buy else c.quantity)
 
 
 def worst_case(held: Decimal, exposure: Exposure, *, buy: Decimal = ZERO, sell: Decimal = ZERO) -> Decimal:
@@ -73,8 +71,17 @@ def worst_case(held: Decimal, exposure: Exposure, *, buy: Decimal = ZERO, sell: 
 
 
 def other_exposure(c: OrderContext) -> Decimal | None:
-    """Return the worst-case value of every other instrument in quote; None when one of them has no price."""
-    return gross_exposure(c.frame, without=InstrumentId(c.intent.venue, c.intent.symbol))
+    """Return the worst-case value of every other instrument in quote; None when one of them has no price.
+
+    Within a frame prices stand still, so the sum is the same until a fill is applied or another instrument's promises
+    change; the counters say whether either happened.
+    """
+    frame = c.frame
+    version = frame.portfolio.applied_seq, frame.reservations.changes - c.exposure.changes
+    known = frame.others.get(c.instrument_id)
+    if known is None or known[0] != version:
+        known = frame.others[c.instrument_id] = version, gross_exposure(frame, without=c.instrument_id)
+    return known[1]
 
 
 def gross_exposure(frame: Frame, *, without: InstrumentId | None = None) -> Decimal | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from mcp_servers.risk.context import OrderContext
 from trading.domain.denials import Rule, RuleResult
-from trading.domain.money import subtract
 from trading.domain.proposals import OrderType
 
 _NO_INSTRUMENT = "cannot be judged: the instrument is not known"
@@ -109,5 +108,5 @@ def notional_range(c: OrderContext) -> RuleResult:
         "none" if high is None else high,
         c.notional,
         "the venue's largest order, quote",
-        "" if high is None else subtract(high, c.notional),
+        "" if high is None else (high, c.notional),
     )

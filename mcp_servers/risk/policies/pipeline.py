@@ -63,7 +63,7 @@ class Verdict:
     @property
     def passed(self) -> bool:
         """Whether there are rules and every one of them passed."""
-        return bool(self.results) and all(result.passed for result in self.results)
+        return bool(self.results) and False not in [result.passed for result in self.results]
 
     @property
     def failures(self) -> tuple[RuleResult, ...]:

@@ -7,9 +7,8 @@ from decimal import Decimal
 from mcp_servers.risk.context import OrderContext
 from trading.domain.accounts import split_symbol
 from trading.domain.denials import Rule, RuleResult
-from trading.domain.instruments import InstrumentId
 from trading.domain.market_data import Side
-from trading.domain.money import ZERO, add, multiply, subtract
+from trading.domain.money import ZERO, multiply, subtract
 
 
 def portfolio_stale(c: OrderContext) -> RuleResult:
@@ -46,23 +45,15 @@ def balance_free(c: OrderContext) -> RuleResult:
         free,
         need,
         "free of reservations, quote for a buy and base for a sell; fees included",
-        subtract(free, need),
+        (free, need),
     )
 
 
 def free_balance(c: OrderContext) -> Decimal:
     """Return what the order may still spend: quote for a buy, base for a sell; reservations of every symbol count."""
-    portfolio = c.frame.portfolio
-    base, quote = split_symbol(InstrumentId(c.intent.venue, c.intent.symbol))
+    base, quote = split_symbol(c.instrument_id)
     currency = quote if c.intent.side is Side.BUY else base
-    promised = ZERO
-    for instrument_id, exposure in c.frame.reservations.exposures().items():
-        its_base, its_quote = split_symbol(instrument_id)
-        if its_quote == currency:
-            promised = add(promised, exposure.buy_cost)
-        if its_base == currency:
-            promised = add(promised, exposure.sell_open)
-    return subtract(portfolio.total(currency), promised)
+    return subtract(c.frame.portfolio.total(currency), c.frame.reservations.promised(currency))
 
 
 def daily_loss(c: OrderContext) -> RuleResult:
@@ -79,5 +70,5 @@ def daily_loss(c: OrderContext) -> RuleResult:
         limit,
         max(ZERO, -result),
         "quote lost by trading since 00:00 UTC",
-        add(limit, result),
+        (result, -limit),
     )

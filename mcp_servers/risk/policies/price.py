@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import lru_cache
 
 from mcp_servers.risk.context import OrderContext
 from mcp_servers.risk.limits import SymbolLimits
 from trading.domain.denials import Rule, RuleResult
 from trading.domain.market_data import Side, is_worse
-from trading.domain.money import ZERO, add, bps_of, multiply, subtract, total
+from trading.domain.money import ZERO, add, bps_of, multiply, total
 from trading.domain.proposals import OrderType
 
 
@@ -62,7 +63,7 @@ def price_collar(c: OrderContext) -> RuleResult:
         edge,
         price,
         "worst limit price, from the mid (or the trigger)",
-        abs(subtract(edge, price)),
+        (edge, price) if c.intent.side is Side.BUY else (price, edge),
     )
 
 
@@ -94,6 +95,7 @@ def depth_inside_impact(c: OrderContext) -> Decimal:
     return total([level.quantity for level in levels if not is_worse(level.price, edge, c.intent.side)])
 
 
+@lru_cache(maxsize=1024)
 def _edge(side: Side, reference: Decimal, bps: Decimal) -> Decimal:
     return add(reference, multiply(bps_of(reference, bps), Decimal(side.sign)))
 

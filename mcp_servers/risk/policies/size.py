@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from mcp_servers.risk.context import OrderContext
 from trading.domain.denials import Rule, RuleResult
-from trading.domain.money import subtract
 
 
 def order_quantity_max(c: OrderContext) -> RuleResult:
@@ -20,7 +19,7 @@ def order_quantity_max(c: OrderContext) -> RuleResult:
         limit,
         c.quantity,
         "largest quantity of one order, base",
-        subtract(limit, c.quantity),
+        (limit, c.quantity),
     )
 
 
@@ -37,5 +36,5 @@ def order_notional_max(c: OrderContext) -> RuleResult:
         limit,
         c.notional,
         "largest value of one order at its worst price, quote",
-        subtract(limit, c.notional),
+        (limit, c.notional),
     )
