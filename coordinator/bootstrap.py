@@ -138,11 +138,7 @@ async def _build(settings: CoordinatorSettings, stack: AsyncExitStack) -> Daemon
     await stack.enter_async_context(_running(snapshots.follow_trades(view.subscribe_trades()), "candles"))
     await stack.enter_async_context(_running(snapshots.follow_account(section.account_every_ms), "account"))
 
-    location = (
-        LedgerLocation.postgres(desk.database_url.get_secret_value())
-        if desk.database_url is not None
-        else LedgerLocation.sqlite(home.ledger("coordinator").parent)
-    )
+    location = LedgerLocation.of(desk)
     checkpoint = _checkpointing(home)
     publisher, cursor = RedisPublisher(redis, desk.desk), RedisCursor(redis, desk.desk, "coordinator")
     readers = [await stack.enter_async_context(open_reader(room, location)) for room in ("risk", "execution")]

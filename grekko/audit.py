@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from grekko.ledgers import ROOMS, Ledgers, ledger_location, open_ledgers, read_events
+from grekko.ledgers import ROOMS, Ledgers, open_ledgers, read_events
 from grekko.oracle import Comparison, compare_with_venue
 from grekko.proofs import Finding, Proofs, Prover
 from trading.adapters.config import DeskSettings
 from trading.adapters.signing import load_public_key
-from trading.adapters.sql import AuditReport, open_reader, verify_room
+from trading.adapters.sql import AuditReport, LedgerLocation, open_reader, verify_room
 from trading.domain.accounts import AccountBook
 from trading.domain.events import HeadWitnessed
 from trading.domain.orders import POSSIBLY_LIVE
@@ -113,7 +113,7 @@ async def _audit_room(settings: DeskSettings, room: str, witnesses: list[HeadWit
     home = settings.desk_home
     notes = home.checkpoints(room)
     public_key = load_public_key(home.public_keys / f"checkpoint-{room}.pub")
-    async with open_reader(room, ledger_location(settings)) as reader:
+    async with open_reader(room, LedgerLocation.of(settings)) as reader:
         return await verify_room(
             reader,
             checkpoints=notes if notes.exists() else None,

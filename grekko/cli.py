@@ -60,11 +60,12 @@ def _settings(mode: Mode | None = None) -> DeskSettings:
 
 @app.command()
 def init() -> None:
-    """Create the desk's home, keys and configuration; what exists is kept."""
-    from grekko.initialization import initialize
+    """Create the desk's home, keys and configuration, and its schemas in DATABASE_URL; what exists is kept."""
+    from grekko.initialization import initialize, provision
 
     settings = _settings()
     done = initialize(settings)
+    _run(provision(settings))
     console.print(f"desk home: {settings.home}")
     for name in done.created:
         console.print(f"  made {name}")

@@ -63,6 +63,18 @@ def initialize(settings: DeskSettings) -> Initialized:
     return Initialized(tuple(created), tuple(kept))
 
 
+async def provision(settings: DeskSettings) -> None:
+    """Make the schemas and roles of the ledgers if the desk keeps them in PostgreSQL; safe to run again.
+
+    Raises:
+        LedgerUnavailable: the database does not answer, or its role may not create schemas and roles.
+    """
+    if settings.database_url is not None:
+        from trading.adapters.sql.postgres_store import provision_postgres
+
+        await provision_postgres(settings.database_url.get_secret_value())
+
+
 def _keys(home: DeskHome) -> list[tuple[Path, str, str]]:
     keys = [
         (home.keys("coordinator") / "leader.key", "leader", "leader"),

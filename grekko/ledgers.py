@@ -28,17 +28,10 @@ class Ledgers:
         return {"coordinator": self.coordinator, "risk": self.risk, "execution": self.execution}[room]
 
 
-def ledger_location(settings: DeskSettings) -> LedgerLocation:
-    """Return where this desk's ledgers are: PostgreSQL if configured, else files in the home."""
-    if settings.database_url is not None:
-        return LedgerLocation.postgres(settings.database_url.get_secret_value())
-    return LedgerLocation.sqlite(settings.desk_home.ledger("risk").parent)
-
-
 @asynccontextmanager
 async def open_ledgers(settings: DeskSettings) -> AsyncGenerator[Ledgers]:
     """Open the ledgers read-only; a room that never wrote reads as empty."""
-    location = ledger_location(settings)
+    location = LedgerLocation.of(settings)
     async with AsyncExitStack() as stack:
         readers = [await stack.enter_async_context(open_reader(room, location)) for room in ROOMS]
         yield Ledgers(*readers)

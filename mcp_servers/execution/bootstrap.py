@@ -132,7 +132,7 @@ async def open_execution(
     home = desk.desk_home.ensure()
     risk_key = load_public_key(home.public_keys / "risk-approval.pub")
     rules = gate_rules(desk, settings, risk_key)
-    location = ledger_location(desk)
+    location = LedgerLocation.of(desk)
     async with AsyncExitStack() as stack:
         readers = {
             room: await stack.enter_async_context(open_reader(room, location)) for room in ("risk", "coordinator")
@@ -336,13 +336,6 @@ def gate_rules(desk: DeskSettings, settings: ExecutionSettings, risk_public_key:
         heartbeat_age_max_ms=settings.heartbeat_age_max_ms,
         price_age_max_ms=settings.price_age_max_ms,
     )
-
-
-def ledger_location(desk: DeskSettings) -> LedgerLocation:
-    """Return where the desk's ledgers are."""
-    if desk.database_url is not None:
-        return LedgerLocation.postgres(desk.database_url.get_secret_value())
-    return LedgerLocation.sqlite(desk.desk_home.path / "ledger")
 
 
 def _checkpointing(home: DeskHome) -> Checkpointing:

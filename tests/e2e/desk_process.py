@@ -22,8 +22,8 @@ START_TIMEOUT_S = 60.0
 class DeskProcess:
     """One home and the `grekko run` that lives in it, which may be killed and started again."""
 
-    def __init__(self, home: Path) -> None:
-        self.settings = DeskSettings(home=home)
+    def __init__(self, home: Path, database_url: str | None = None) -> None:
+        self.settings = DeskSettings.model_validate({"home": home, "REDIS_URL": None, "DATABASE_URL": database_url})
         self.process: asyncio.subprocess.Process | None = None
         self.log = home.parent / "run.log"
 
@@ -42,8 +42,16 @@ class DeskProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment(self.home.path),
+                env=self.environment(),
             )
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables of every process of this desk, and no others of ours."""
+        ours = ("GREKKO_", "REDIS_", "DATABASE_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        kept |= {"GREKKO_HOME": str(self.home.path), "PYTHONUNBUFFERED": "1"}
+        url = self.settings.database_url
+        return kept if url is None else {**kept, "DATABASE_URL": url.get_secret_value()}
 
     async def wait_until_up(self) -> None:
         """Return when every room answers."""
@@ -77,13 +85,6 @@ class DeskProcess:
         return "\n".join(texts)
 
 
-def environment(home: Path) -> dict[str, str]:
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("GREKKO_", "REDIS_", "DATABASE_"))
-    }
-    return {**kept, "GREKKO_HOME": str(home), "PYTHONUNBUFFERED": "1"}
-
-
 async def until(holds: Callable[[], object], what: str, context: Callable[[], str] = str) -> None:
     """Wait until an (async) condition on another process holds."""
     try:
@@ -100,10 +101,10 @@ async def until(holds: Callable[[], object], what: str, context: Callable[[], st
 
 
 @asynccontextmanager
-async def scratch_desk() -> AsyncGenerator[DeskProcess]:
+async def scratch_desk(database_url: str | None = None) -> AsyncGenerator[DeskProcess]:
     """Yield a desk in a scratch home; whatever of it still runs at the end is killed."""
     with tempfile.TemporaryDirectory(prefix="grekko-e2e-") as directory:
-        desk = DeskProcess(Path(directory) / "desk")
+        desk = DeskProcess(Path(directory) / "desk", database_url)
         try:
             yield desk
         finally:

@@ -13,7 +13,8 @@ import pytest
 from grekko.audit import audit_desk
 from grekko.explain import page, tell
 from grekko.ledgers import open_ledgers, read_events
-from tests.e2e.desk_process import environment, scratch_desk
+from tests.e2e.desk_process import DeskProcess, scratch_desk
+from tests.postgres_support import scratch_database
 from trading.adapters.config import DeskSettings
 from trading.domain.events import OrderFilled, OrderInitialized
 
@@ -30,7 +31,22 @@ async def test_half_a_minute_of_trading_is_reported_and_proven() -> None:
         check_report(report)
         await check_orders_against_approvals(desk.settings, report)
         await check_explain(desk.settings)
-        await check_command_line(desk.settings)
+        await check_command_line(desk)
+
+
+@pytest.mark.timeout(120)
+async def test_the_same_desk_runs_on_postgresql(postgres_server: str) -> None:
+    async with scratch_database(postgres_server) as url, scratch_desk(url) as desk:
+        report_file = desk.home.path.parent / "report.json"
+        await desk.start("--for", "10", "--report", str(report_file))
+        assert desk.process is not None
+        async with asyncio.timeout(90):
+            assert await desk.process.wait() == 0, desk.tail()
+        report = json.loads(report_file.read_text())
+        assert not list(desk.home.path.rglob("*.sqlite"))
+    assert report["orders"]["filled"] >= 1
+    assert report["audit"]["verified"] is True
+    assert all(report["invariants"].values())
 
 
 def check_report(report: dict[str, Any]) -> None:
@@ -67,7 +83,7 @@ async def check_explain(settings: DeskSettings) -> None:
         assert expected in text
 
 
-async def check_command_line(settings: DeskSettings) -> None:
+async def check_command_line(desk: DeskProcess) -> None:
     for command in (["orders"], ["positions"], ["audit", "verify"]):
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -76,7 +92,7 @@ async def check_command_line(settings: DeskSettings) -> None:
             *command,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=environment(settings.home),
+            env=desk.environment(),
         )
         output, _ = await process.communicate()
         assert process.returncode == 0, output.decode()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mcp_servers.hosting import call, open_client
-from tests.e2e.desk_process import environment, scratch_desk
+from tests.e2e.desk_process import scratch_desk
 
 EXAMPLE = Path(__file__).parents[2] / "claude_desktop_config.example.json"
 PLACEHOLDER = "/ABSOLUTE/PATH/TO/grekko/.venv/bin/grekko"
@@ -32,7 +32,7 @@ def servers() -> dict[str, list[str]]:
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_the_example_configuration_starts_four_servers_that_trade_together(mode: str) -> None:
     async with scratch_desk() as desk, AsyncExitStack() as stack:
-        env = environment(desk.home.path)
+        env = desk.environment()
         clients = {
             name: await stack.enter_async_context(open_client(command, mode=mode, env=env))
             for name, command in servers().items()
@@ -63,7 +63,7 @@ async def test_doctor_finds_every_part_in_order() -> None:
             "doctor",
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=environment(desk.home.path),
+            env=desk.environment(),
         )
         output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()

@@ -9,7 +9,7 @@ import pytest
 
 from grekko.ledgers import open_ledgers, read_events
 from mcp_servers.hosting import call, open_client
-from tests.e2e.desk_process import DeskProcess, environment, scratch_desk, until
+from tests.e2e.desk_process import DeskProcess, scratch_desk, until
 from trading.domain.approvals import Effect
 from trading.domain.events import BreakerReset, BreakerTripped, RiskApproved
 
@@ -22,7 +22,7 @@ async def grekko(desk: DeskProcess, *arguments: str) -> tuple[int | None, str]:
         *arguments,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env=environment(desk.home.path),
+        env=desk.environment(),
     )
     output, _ = await process.communicate()
     return process.returncode, output.decode()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from trading.adapters.config import DeskSettings
 from trading.adapters.sql.tables import metadata_for
 from trading.domain.errors import ConfigurationError
 
@@ -46,6 +47,13 @@ class LedgerLocation:
         if not plain.startswith(_SCHEMES):
             raise ConfigurationError("the database URL must start with postgresql://", code="BAD_DATABASE_URL")
         return cls(None, plain)
+
+    @classmethod
+    def of(cls, settings: DeskSettings) -> LedgerLocation:
+        """Return where a desk keeps its ledgers: PostgreSQL if it names a database, else files in its home."""
+        if settings.database_url is not None:
+            return cls.postgres(settings.database_url.get_secret_value())
+        return cls.sqlite(settings.desk_home.ledger("risk").parent)
 
     def file(self, room: str) -> Path:
         """Return the SQLite file of a room.

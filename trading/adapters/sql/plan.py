@@ -55,7 +55,7 @@ class Waiting:
     @classmethod
     def prepare(cls, room: str, unit: Unit, done: asyncio.Future[Sequence[EventEnvelope]]) -> Waiting:
         """Encode a unit; raises InvalidValue for a table, column or value that cannot be stored."""
-        payloads = [codec.encode(draft.payload).decode() for draft in unit.events]
+        payloads = [draft.encoded or codec.encode(draft.payload).decode() for draft in unit.events]
         operations = [_operation(room, write) for write in (*unit.claims, *unit.writes)]
         return cls(unit, done, payloads, operations)
 
