@@ -9,14 +9,15 @@ Rules kept here:
 - The claim of the approval is durable before anything is sent; whoever loses the claim sends nothing.
 - The same approval again gives the same order.
 - A caller that goes away stops nothing: the walk is a task of its own.
+- Approvals that arrive while others are on their way to the venue walk together next: one read, one claim.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Coroutine, Sequence
+from typing import Any, cast
 
 from mcp_servers.execution.fates import Fates
 from mcp_servers.execution.gate import (
@@ -40,6 +41,7 @@ from trading.domain.errors import (
     LedgerError,
     LedgerUnavailable,
     OutcomeUnknown,
+    Retryable,
     TradingError,
     VenueError,
 )
@@ -54,6 +56,9 @@ from trading.ports.venue import ExecutionVenue, PreparedOrder
 log = logging.getLogger(__name__)
 
 BATCH_MAX = 256
+
+#: How long the next batch waits for the one before to be sent; a venue that is slow to prepare holds up nobody else.
+_TURN_S = 0.1
 
 
 class Submissions:
@@ -94,7 +99,9 @@ class Submissions:
         self._metrics = metrics
         self._sending = sending
         self._under_way: dict[ApprovalId, asyncio.Future[Outcome]] = {}
+        self._queue: list[Walk] = []
         self._walks: set[asyncio.Task[None]] = set()
+        self._pumping = False
 
     @property
     def under_way(self) -> frozenset[ApprovalId]:
@@ -111,40 +118,52 @@ class Submissions:
             LedgerUnavailable: the ledger failed; read the orders before asking again.
         """
         outcomes: dict[ApprovalId, asyncio.Future[Outcome]] = {}
-        fresh: list[Walk] = []
-        loop = asyncio.get_running_loop()
         for approval_id in approval_ids:
-            if approval_id in outcomes:
-                continue
-            future = self._under_way.get(approval_id)
-            if future is None:
-                future = loop.create_future()
-                order = self._lifecycle.order_of_approval(approval_id)
-                if order is not None:
-                    future.set_result(Receipt(approval_id, order))
-                else:
-                    self._under_way[approval_id] = future
-                    fresh.append(Walk(approval_id))
-            outcomes[approval_id] = future
-        if fresh:
-            task = asyncio.create_task(self._walk(fresh))
-            self._walks.add(task)
-            task.add_done_callback(self._walks.discard)
-        # asyncio.wait leaves the futures alone when this caller is cancelled.
-        waiting = [future for future in outcomes.values() if not future.done()]
-        if waiting:
-            await asyncio.wait(waiting)
+            if approval_id not in outcomes:
+                outcomes[approval_id] = self._under_way.get(approval_id) or self._start(approval_id)
+        for future in outcomes.values():
+            if not future.done():
+                await asyncio.shield(future)  # which leaves the future alone when this caller is cancelled
         return [outcomes[approval_id].result() for approval_id in approval_ids]
 
     async def close(self) -> None:
         """Let what is under way end; what has not been sent by then is NOT_SENT."""
         self._sending.close()
-        if self._walks:
+        while self._walks:
             await asyncio.wait(self._walks)
+
+    def _start(self, approval_id: ApprovalId) -> asyncio.Future[Outcome]:
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        order = self._lifecycle.order_of_approval(approval_id)
+        if order is not None:
+            future.set_result(Receipt(approval_id, order))
+            return future
+        self._under_way[approval_id] = future
+        self._queue.append(Walk(approval_id))
+        if not self._pumping:
+            self._pumping = True
+            self._spawn(self._pump())
+        return future
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._walks.add(task)
+        task.add_done_callback(self._walks.discard)
+
+    async def _pump(self) -> None:
+        """Let what has arrived walk together, batch after batch; their answers come in while the next ones walk."""
+        try:
+            while self._queue:
+                batch, self._queue = self._queue[:BATCH_MAX], self._queue[BATCH_MAX:]
+                sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._spawn(self._walk(batch, sent))
+                await asyncio.wait((sent,), timeout=_TURN_S)
+        finally:
+            self._pumping = False
 
     # --- the walk ------------------------------------------------------------------------------------------------
 
-    async def _walk(self, walks: list[Walk]) -> None:
+    async def _walk(self, walks: list[Walk], sent: asyncio.Future[None]) -> None:
         start_ns, everyone = self._clock.monotonic_ns(), walks
         try:
             walks = await self._read(walks)
@@ -152,6 +171,7 @@ class Submissions:
             walks = await self._prepare(walks)
             walks = await self._claim(walks)
             answers = self._sending.dispatch(walks)  # no await between its last check and its send
+            sent.set_result(None)
             await self._sending.collect(answers)
             start = self._clock.monotonic_ns()
             await self._lifecycle.flush()
@@ -165,6 +185,9 @@ class Submissions:
         except Exception as error:  # task boundary: callers are answered, the rest is for the log
             log.exception("submit failed")
             self._fail(everyone, OutcomeUnknown(f"the submit failed ({type(error).__name__}); read the orders"))
+        finally:
+            if not sent.done():
+                sent.set_result(None)
 
     async def _read(self, walks: list[Walk]) -> list[Walk]:
         """Fetch what the ledgers know: risk's envelopes, and fates this process has not seen being written."""
@@ -224,6 +247,9 @@ class Submissions:
             except GateRefused as error:
                 self._refuse(walk, error)
                 continue
+            except Exception as error:  # noqa: BLE001 - its neighbours in the batch are somebody else's
+                self._fault(walk, error)
+                continue
             walk.approval = approval
             self._hold(walk)
             left.append(walk)
@@ -241,6 +267,9 @@ class Submissions:
                 _check_wire(prepared, approval)
             except (GateRefused, VenueError) as error:
                 self._refuse(walk, error)
+                continue
+            except Exception as error:  # noqa: BLE001 - as above
+                self._fault(walk, error)
                 continue
             walk.prepared = prepared
             left.append(walk)
@@ -363,6 +392,10 @@ class Submissions:
     def _refuse(self, walk: Walk, error: TradingError) -> None:
         self._metrics.count(error.code)
         self._settle(walk, Refusal(walk.approval_id, error))
+
+    def _fault(self, walk: Walk, error: Exception) -> None:
+        log.error("an approval could not be taken to the claim", exc_info=error)
+        self._refuse(walk, Retryable(f"a fault before the send ({type(error).__name__}); nothing was sent"))
 
     def _settle(self, walk: Walk, outcome: Outcome) -> None:
         self._unhold(walk)

@@ -139,7 +139,7 @@ class Simulation:
         approval_id = await self.desk.issue(approval)
         self.issued[approval_id] = approval.order
         task = asyncio.create_task(self.desk.service.submit([approval_id]))
-        for _ in range(self.random.randint(0, 6)):
+        for _ in range(self.random.randint(0, 8)):
             await asyncio.sleep(0)
         submissions = self.desk.service.submissions
         self.desk.ledger = self.desk.ledger.successor()  # whatever still runs has lost its lease

@@ -124,6 +124,71 @@ async def test_a_batch_is_counted_order_by_order() -> None:
     assert len(desk.faulty.handed_over) == 20
 
 
+async def test_submits_that_arrive_together_share_one_read_and_one_claim_commit() -> None:
+    desk = await Desk().start()
+    ids = [await desk.issue() for _ in range(40)]
+    claims: list[int] = []
+    real = desk.ledger.commit
+
+    async def counted(unit: Any) -> Any:
+        if unit.claims:
+            claims.append(len(unit.claims))
+        return await real(unit)
+
+    desk.ledger.commit = counted
+    outcomes = await asyncio.gather(*(desk.service.submit([each]) for each in ids))
+    assert all(isinstance(each, Receipt) for (each,) in outcomes)
+    assert claims == [40]
+    assert len(desk.faulty.handed_over) == 40
+
+
+async def test_a_submit_does_not_wait_for_the_answers_of_those_before_it() -> None:
+    desk = await Desk(answer_timeout_s=30).start()
+    desk.faulty.script(Operation.SEND, Fault.HOLD_ANSWER)
+    slow = asyncio.create_task(desk.service.submit([await desk.issue()]))
+    while not desk.faulty.handed_over:
+        await asyncio.sleep(0)
+    assert (await desk.order(await desk.issue())).status is OrderStatus.FILLED
+    assert not slow.done()
+    await desk.faulty.release()
+    assert isinstance((await slow)[0], Receipt)
+
+
+async def test_a_prepare_that_hangs_holds_up_nobody_else() -> None:
+    desk, venue = _watched()
+    await desk.start()
+    hung, go = asyncio.Event(), asyncio.Event()
+
+    async def hang_once() -> None:
+        if not hung.is_set():
+            hung.set()
+            await go.wait()
+
+    venue.during_prepare = hang_once
+    slow = asyncio.create_task(desk.service.submit([await desk.issue()]))
+    await hung.wait()
+    assert (await desk.order(await desk.issue())).status is OrderStatus.FILLED
+    assert not slow.done()
+    go.set()
+    assert isinstance((await slow)[0], Receipt)
+
+
+async def test_a_fault_in_one_order_leaves_its_neighbours_alone() -> None:
+    desk, venue = _watched()
+    await desk.start()
+    faults = iter([RuntimeError("adapter")])
+
+    async def fail_once() -> None:
+        for fault in faults:
+            raise fault
+
+    venue.during_prepare = fail_once
+    ids = [await desk.issue() for _ in range(3)]
+    outcomes = [each for (each,) in await asyncio.gather(*(desk.service.submit([each]) for each in ids))]
+    assert [isinstance(each, Receipt) for each in outcomes] == [False, True, True]
+    assert (await desk.order(ids[0])).status is OrderStatus.FILLED  # nothing was claimed, so it may be tried again
+
+
 async def test_a_replay_after_memory_forgot_is_answered_from_the_ledger() -> None:
     desk = await Desk(terminal_kept=2).start()
     ids = [await desk.issue() for _ in range(6)]
