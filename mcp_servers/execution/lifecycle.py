@@ -28,7 +28,6 @@ from trading.domain.events import (
     OrderCanceled,
     OrderExpired,
     OrderFilled,
-    OrderInitialized,
     OrderOutcomeUnknown,
     OrderRejected,
     OrderSubmitted,
@@ -119,13 +118,8 @@ class Lifecycle:
 
     # --- what happened -------------------------------------------------------------------------------------------
 
-    def adopt(self, event: OrderInitialized) -> Order:
-        """Take an order whose OrderInitialized is durable already."""
-        self.book.apply(event, now_ms=self._clock.now_ms())
-        return self.restore(self.book.open_orders[event.order_id])
-
     def restore(self, order: Order) -> Order:
-        """Take an order as the ledger holds it."""
+        """Take an order as the ledger holds it: read back, or just claimed."""
         known = self.book.order(order.order_id)
         self.book.restore(order)
         self._index(None if known is order else known, order)
@@ -325,10 +319,10 @@ class Lifecycle:
             raise LedgerUnavailable("the execution ledger has failed; nothing more is decided until the restart")
 
     def _index(self, before: Order | None, order: Order) -> None:
-        was = ZERO if before is None else before.leaves
-        if (now := order.leaves) != was:
+        if before is None or before.filled != order.filled or before.is_terminal != order.is_terminal:
+            was = ZERO if before is None else before.leaves
             key = order.terms.instrument_id, order.terms.side
-            self._leaves[key] = add(subtract(self._leaves.get(key, ZERO), was), now)
+            self._leaves[key] = add(subtract(self._leaves.get(key, ZERO), was), order.leaves)
         if before is None:
             self._by_client[order.terms.client_order_id] = order.order_id
             self._by_approval[order.approval_id] = order.order_id

@@ -106,6 +106,7 @@ class Sending:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._answer_timeout_s
         waiting = {asyncio.ensure_future(answer): known(walk.order) for walk, answer in answers}
+        await asyncio.sleep(0)  # a venue in this process answers within one turn; then nothing has to be waited for
         done = {future for future in waiting if future.done()}
         while True:
             for future in done:

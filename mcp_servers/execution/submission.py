@@ -279,17 +279,17 @@ class Submissions:
     async def _claim(self, walks: list[Walk]) -> list[Walk]:
         """Consume the approvals: fate, event and order become durable together, or the walk ends here."""
         start = self._clock.monotonic_ns()
-        events = [self._initialized(known(walk.approval)) for walk in walks]
-        results = await self._commit_claims([self._unit(event) for event in events])
+        orders = [self._new_order(known(walk.approval)) for walk in walks]
+        results = await self._commit_claims([_claim_of(order) for order in orders])
         left: list[Walk] = []
-        for walk, event, result in zip(walks, events, results, strict=True):
+        for walk, order, result in zip(walks, orders, results, strict=True):
             if isinstance(result, AlreadyClaimed):
                 await self._lost_claim(walk, result)
             elif isinstance(result, BaseException):
                 await self._doubtful_claim(walk, result)
             else:
                 self._fates.wrote(walk.approval_id, Fate.CONSUMED)
-                walk.order = self._lifecycle.adopt(event)
+                walk.order = self._lifecycle.restore(order)
                 self._unhold(walk)  # the order itself counts from here
                 left.append(walk)
         self._metrics.observe(Stage.CLAIM, self._clock.monotonic_ns() - start, orders=len(walks))
@@ -342,32 +342,16 @@ class Submissions:
 
     # --- small parts ---------------------------------------------------------------------------------------------
 
-    def _initialized(self, approval: Approval) -> OrderInitialized:
-        return OrderInitialized(
+    def _new_order(self, approval: Approval) -> Order:
+        now_ms = self._clock.now_ms()
+        return Order(
             order_id=OrderId(self._ids.new_id()),
             approval_id=approval.approval_id,
             agent_id=approval.agent_id,
             effect=approval.effect,
             terms=approval.order,
-        )
-
-    def _unit(self, event: OrderInitialized) -> Unit:
-        now_ms = self._clock.now_ms()
-        order = Order(
-            order_id=event.order_id,
-            approval_id=event.approval_id,
-            agent_id=event.agent_id,
-            effect=event.effect,
-            terms=event.terms,
             created_ms=now_ms,
             updated_ms=now_ms,
-        )
-        return Unit(
-            events=(EventDraft(event, EventMetadata(correlation_id=event.approval_id)),),
-            claims=(
-                Insert("approval_fates", fate_row(event.approval_id, Fate.CONSUMED.value, event.order_id, now_ms)),
-            ),
-            writes=(Insert("orders", order_row(order)),),
         )
 
     def _hold(self, walk: Walk) -> None:
@@ -408,9 +392,26 @@ class Submissions:
             self._settle(walk, Refusal(walk.approval_id, error))
 
 
+def _claim_of(order: Order) -> Unit:
+    """Return what consumes the order's approval: fate, event and order."""
+    event = OrderInitialized(
+        order_id=order.order_id,
+        approval_id=order.approval_id,
+        agent_id=order.agent_id,
+        effect=order.effect,
+        terms=order.terms,
+    )
+    fate = fate_row(order.approval_id, Fate.CONSUMED.value, order.order_id, order.created_ms)
+    return Unit(
+        events=(EventDraft(event, EventMetadata(correlation_id=order.approval_id)),),
+        claims=(Insert("approval_fates", fate),),
+        writes=(Insert("orders", order_row(order)),),
+    )
+
+
 def _check_wire(prepared: PreparedOrder, approval: Approval) -> None:
     """Refuse a request whose bytes say something else than what was approved."""
     order = approval.order
     same = prepared.wire_quantity == order.quantity and prepared.wire_price == order.limit_price
-    if not same or prepared.order != order:
+    if not same or (prepared.order is not order and prepared.order != order):
         refuse(GateCode.ORDER_MISMATCH, "the request for the venue differs from the approved order")

@@ -15,7 +15,7 @@ EXPIRED (a race at the venue); it is legal, it counts, and it alarms.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from typing import Final
@@ -223,11 +223,20 @@ class Order:
         Raises:
             InvalidTransition: the table has no such move; the order is unchanged.
         """
-        return replace(
-            self,
+        return Order(  # spelled out, which takes two thirds of the time of dataclasses.replace
+            order_id=self.order_id,
+            approval_id=self.approval_id,
+            agent_id=self.agent_id,
+            effect=self.effect,
+            terms=self.terms,
             status=next_status(self.status, trigger),
             venue_order_id=venue_order_id or self.venue_order_id,
+            filled=self.filled,
+            filled_notional=self.filled_notional,
+            fees=self.fees,
+            trade_ids=self.trade_ids,
             reason=reason or self.reason,
+            created_ms=self.created_ms,
             updated_ms=now_ms,
         )
 
@@ -253,13 +262,20 @@ class Order:
             alarm = OrderAlarm.FILL_AFTER_END
         fees = dict(self.fees)
         fees[fill.fee_currency] = add(fees.get(fill.fee_currency, ZERO), fill.fee)
-        moved = replace(
-            self,
+        moved = Order(
+            order_id=self.order_id,
+            approval_id=self.approval_id,
+            agent_id=self.agent_id,
+            effect=self.effect,
+            terms=self.terms,
             status=status,
+            venue_order_id=self.venue_order_id,
             filled=filled,
             filled_notional=add(self.filled_notional, fill.notional),
             fees=fees,
             trade_ids=self.trade_ids | {fill.trade_id},
+            reason=self.reason,
+            created_ms=self.created_ms,
             updated_ms=now_ms,
         )
         return moved, alarm

@@ -40,7 +40,7 @@ def chain_hash(
     return hashlib.sha256(b"".join((previous, head, a, b, c, d))).digest()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)  # four events of each order in a batch of 256
 def encode_metadata(metadata: EventMetadata) -> str:
     """Return the stored form of metadata; the events of one unit usually share it."""
     return codec.encode(metadata).decode()
