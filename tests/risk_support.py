@@ -250,6 +250,7 @@ async def open_desk(
     rules: Sequence[RuleFunction] = RULES,
     start: bool = True,
     mode: Mode = Mode.PAPER,
+    symbols: tuple[Symbol, ...] = (BTC_USDT,),
     **parts: Any,
 ) -> Desk:
     """Return a started desk with a fresh market, a funded account and a heartbeat of execution."""
@@ -276,7 +277,7 @@ async def open_desk(
         account_id=ACCOUNT,
         venue=PAPER,
         quote=USDT,
-        symbols=(BTC_USDT,),
+        symbols=symbols,
         data_of=lambda instrument_id: InstrumentId(BINANCE, instrument_id.symbol),
         rules=rules,
         **parts,

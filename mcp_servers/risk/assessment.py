@@ -40,11 +40,13 @@ class Approved:
     """An approval and its envelope; may not leave the process before its commit.
 
     Attributes:
+        payload: the signed bytes inside the envelope.
         content: what a repetition is recognised by; empty when it was read back from the ledger.
     """
 
     approval: Approval
     envelope: str
+    payload: bytes
     content: tuple[object, ...] = ()
 
 
@@ -108,7 +110,8 @@ class Assessor:
         frame.reservations.add(reservation_of(approval, context.unit_cost))
         self._recent.add(content, frame.now_ms)
         payload = approval_payload(approval)
-        return Approved(approval, seal(payload, APPROVAL_PAYLOAD_TYPE, self._signer).to_json(), content)
+        envelope = seal(payload, APPROVAL_PAYLOAD_TYPE, self._signer).to_json()
+        return Approved(approval, envelope, payload, content)
 
     def check(self, frame: Frame, intent: OrderIntent, agent_id: AgentId) -> tuple[OrderContext, Verdict]:
         """Judge one order in words, counting and reserving nothing."""

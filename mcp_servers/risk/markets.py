@@ -31,9 +31,11 @@ class MarketSource(Protocol):
 class _Known:
     """What is remembered of one instrument between frames."""
 
-    __slots__ = ("instrument", "mid", "raw", "seen_ms")
+    __slots__ = ("book", "book_mid", "instrument", "mid", "raw", "seen_ms")
 
     def __init__(self) -> None:
+        self.book: OrderBook | None = None
+        self.book_mid: Decimal | None = None
         self.raw: Instrument | None = None
         self.instrument: Instrument | None = None
         self.mid: Decimal | None = None
@@ -74,7 +76,9 @@ class Markets:
             known.seen_ms = now_ms
         book = self._source.book(data_id)
         age = None if book is None else self._age_ms(book, now_ms)
-        mid = None if book is None else book.mid
+        if book is not known.book:
+            known.book, known.book_mid = book, None if book is None else book.mid
+        mid = known.book_mid
         problem = _problem(book, mid, age, limits.market_max_age_ms)
         if mid is not None:
             known.mid = mid

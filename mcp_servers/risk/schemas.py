@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, SkipValidation, TypeAdapter, WithJsonSchema
 
 from mcp_servers.envelope import DecimalText, PositiveDecimalText, Row
+from trading.domain.money import MAX_SCALE, check_decimal, plain, quantize_nearest
 
 Side = Literal["buy", "sell"]
 Type = Literal["market", "limit", "stop", "stop_limit"]
 Unit = Literal["base", "quote", "percent_equity", "risk_percent_to_stop"]
 Tif = Literal["gtc", "ioc", "fok"]
+
+
+def _figure(value: Decimal) -> str:
+    text = plain(value if value.is_finite() else check_decimal(value))
+    return plain(quantize_nearest(value, MAX_SCALE)) if len(text.partition(".")[2]) > MAX_SCALE else text
+
+
+#: A decimal that risk itself computed: judged as it becomes text, since hundreds of them are in one reply.
+Figure = Annotated[
+    Decimal,
+    SkipValidation,
+    PlainSerializer(_figure, return_type=str),
+    WithJsonSchema(TypeAdapter(DecimalText).json_schema()),
+]
 SymbolText = Annotated[str, Field(max_length=41)]
 NameText = Annotated[str, Field(max_length=64)]
 ReasonText = Annotated[str, Field(max_length=280)]
@@ -141,12 +157,12 @@ class ExposureRow(Row):
     """One instrument: held and promised, base; worst case in quote."""
 
     symbol: str
-    held: DecimalText
-    open_buys: DecimalText
-    open_sells: DecimalText
-    worst_case: DecimalText
-    worst_case_quote: DecimalText | None
-    limit: DecimalText | None
+    held: Figure
+    open_buys: Figure
+    open_sells: Figure
+    worst_case: Figure
+    worst_case_quote: Figure | None
+    limit: Figure | None
 
 
 class Exposures(Row):

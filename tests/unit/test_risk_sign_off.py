@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 
+from mcp_servers.risk.assessment import Approved
 from mcp_servers.risk.limits import RiskLimits
-from tests.risk_support import codes, market, open_desk, order, sell, wide_limits, wide_symbol
+from mcp_servers.risk.policies.exposure import gross_exposure, other_exposure
+from tests.risk_support import DATA_ID, USDT, Desk, codes, market, open_desk, order, sell, wide_limits, wide_symbol
 from trading.adapters import codec
 from trading.adapters.signing import Ed25519Verifier, digest, open_envelope
 from trading.domain.approvals import APPROVAL_PAYLOAD_TYPE, Approval, Fate
 from trading.domain.errors import InvalidValue, LeaseLost, LedgerUnavailable, SignatureRefused, Unavailable
 from trading.domain.events import ReservationReleased, RiskApproved, RiskDenied
-from trading.domain.identifiers import ApprovalId, RequestId, client_order_id_for
+from trading.domain.identifiers import (
+    CLIENT_ORDER_NAMESPACE,
+    AgentId,
+    ApprovalId,
+    Currency,
+    RequestId,
+    Symbol,
+    Venue,
+    client_order_id_for,
+)
+from trading.domain.instruments import InstrumentId
+from trading.domain.market_data import Side
 from trading.domain.proposals import OrderType
 from trading.testing.builders import BTC_USDT, INSTRUMENT_ID
 from trading.testing.keys import make_test_signer
@@ -58,6 +73,48 @@ async def test_signed_bytes_are_the_canonical_form(asked: object) -> None:
     item = (await desk.ask(asked)).approved[0]  # type: ignore[arg-type]
     payload = open_envelope(item.envelope, VERIFIER, APPROVAL_PAYLOAD_TYPE)
     assert payload == codec.canonical(item.approval)
+
+
+async def test_sums_kept_while_orders_come_and_go_equal_sums_made_anew() -> None:
+    other = Symbol("ETH/BTC")
+    symbols = {BTC_USDT: wide_symbol(), other: wide_symbol()}
+    desk = await open_desk(limits=wide_limits(symbols=symbols), symbols=(BTC_USDT, other))
+    eth = desk.market.rules[DATA_ID]
+    eth_id = InstrumentId(DATA_ID.venue, other)
+    rules = {"id": eth_id, "base": Currency("ETH"), "quote": Currency("BTC"), "notional_min": Decimal(0)}
+    desk.market.rules[eth_id] = replace(eth, **rules)
+    desk.market.books[eth_id] = replace(desk.market.books[DATA_ID], instrument_id=eth_id)
+    await desk.hold("2")
+    frame = desk.risk.frame()
+    context, _ = desk.risk.assessor.check(frame, desk.risk.check_order(order()).intent, AgentId("a"))
+    asked = [order(), sell("0.5"), order(amount="0.00001", symbol=other), sell("0.25"), order(amount="0.3")]
+    given: list[Approved] = []
+    for number, one in enumerate(asked):
+        given += (await desk.ask(one, request_id=f"r-{number}")).approved
+        if number % 2:
+            await desk.end(given.pop(0))
+        for currency in (USDT, Currency("BTC"), Currency("ETH")):
+            assert desk.risk.reservations.promised(currency) == _promised(desk, currency)
+        assert other_exposure(context) == gross_exposure(frame, without=context.instrument_id)
+    assert len(given) == 3
+
+
+def _promised(desk: Desk, currency: Currency) -> Decimal:
+    total = Decimal(0)
+    for item in desk.risk.reservations:
+        base, quote = item.instrument_id.symbol.split("/")
+        if item.side is Side.BUY and quote == currency:
+            total += item.leaves * item.unit_cost
+        if item.side is Side.SELL and base == currency:
+            total += item.leaves
+    return total
+
+
+def test_client_order_id_is_uuid5_of_the_approval() -> None:
+    approval_id = ApprovalId("0197a8b2-5a55-7c3e-8a58-0a9d5c1f2e3b")
+    expected = uuid.uuid5(CLIENT_ORDER_NAMESPACE, approval_id)
+    assert client_order_id_for(approval_id, Venue("binance")) == expected.hex
+    assert client_order_id_for(approval_id, Venue("kraken")) == str(expected)
 
 
 async def test_envelope_of_another_key_does_not_verify() -> None:

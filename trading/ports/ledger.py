@@ -29,10 +29,15 @@ class Upsert:
 
 @dataclass(frozen=True, slots=True)
 class EventDraft:
-    """An event that is about to be committed; ledger assigns id, sequence and time."""
+    """An event that is about to be committed; ledger assigns id, sequence and time.
+
+    Attributes:
+        encoded: the payload's JSON where the caller has it already; must decode to exactly ``payload``.
+    """
 
     payload: DomainEvent
     metadata: EventMetadata = field(default_factory=EventMetadata)
+    encoded: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from trading.adapters import codec
 from trading.adapters.sql.keyed_rows import KeyedRows, Undo, take_back
 from trading.adapters.sql.tables import Shape, Values, metadata_for, shape_of
 from trading.domain.errors import AlreadyClaimed, LeaseLost, LedgerError, LedgerUnavailable
@@ -76,6 +77,9 @@ class InMemoryLedger:
 
     async def commit(self, unit: Unit) -> Sequence[EventEnvelope]:
         """Return the committed events; see ``trading.ports.ledger.Ledger.commit``."""
+        for draft in unit.events:
+            if draft.encoded is not None and codec.decode_event(draft.payload.TYPE, draft.encoded) != draft.payload:
+                raise AssertionError(f"{draft.payload.TYPE}: the encoded form is of another event")
         claims = [self._prepare(claim) for claim in unit.claims]
         writes = [(self._prepare(write), isinstance(write, Upsert)) for write in unit.writes]
         failure = self._failures.pop(0) if self._failures else None

@@ -65,6 +65,8 @@ def instrument_worst(c: OrderContext) -> Decimal:
 
 def worst_case(held: Decimal, exposure: Exposure, *, buy: Decimal = ZERO, sell: Decimal = ZERO) -> Decimal:
     """Return max(|held + all buys|, |held - all sells|) in base."""
+    if not (buy or sell or exposure.buy_open or exposure.sell_open):
+        return abs(held)
     long = add(held, add(exposure.buy_open, buy))
     short = subtract(held, add(exposure.sell_open, sell))
     return max(abs(long), abs(short))
