@@ -64,37 +64,28 @@ class Position:
     def apply(self, fill: Fill) -> Position:
         """Return the position after a fill. The caller applies each trade id once."""
         signed = fill.quantity if fill.side is Side.BUY else -fill.quantity
-        closing = _closing(self.quantity, signed)
-        position = self
+        quantity, cost, realized, fees = self.quantity, self.cost, self.realized, self.fees
+        closing = _closing(quantity, signed)
         if closing:
-            position = position._close(closing, fill.price)
+            share = self._share(closing)
+            quantity = add(quantity, closing)
+            cost = subtract(cost, share)
+            realized = add(realized, subtract(multiply(-closing, fill.price), share))
         opening = subtract(signed, closing)
         if opening:
-            position = replace(
-                position,
-                quantity=add(position.quantity, opening),
-                cost=add(position.cost, multiply(opening, fill.price)),
-            )
-        return position._pay(fill.fee, fill.fee_currency)
+            quantity = add(quantity, opening)
+            cost = add(cost, multiply(opening, fill.price))
+        if fill.fee:
+            fees = {**fees, fill.fee_currency: add(fees.get(fill.fee_currency, ZERO), fill.fee)}
+            if fill.fee_currency == self.base:
+                quantity = subtract(quantity, fill.fee)
+        return replace(self, quantity=quantity, cost=cost, realized=realized, fees=fees)
 
-    def _close(self, signed: Decimal, price: Decimal) -> Position:
-        """Close ``signed`` base (opposite in sign to the position, at most all of it) at ``price``."""
-        share = self.cost
-        if -signed != self.quantity:
-            share = quantize_nearest(divide(multiply(self.cost, -signed), self.quantity), MAX_SCALE)
-        return replace(
-            self,
-            quantity=add(self.quantity, signed),
-            cost=subtract(self.cost, share),
-            realized=add(self.realized, subtract(multiply(-signed, price), share)),
-        )
-
-    def _pay(self, fee: Decimal, currency: Currency) -> Position:
-        if not fee:
-            return self
-        fees = {**self.fees, currency: add(self.fees.get(currency, ZERO), fee)}
-        quantity = subtract(self.quantity, fee) if currency == self.base else self.quantity
-        return replace(self, fees=fees, quantity=quantity)
+    def _share(self, closing: Decimal) -> Decimal:
+        """Return the cost of ``closing`` base (opposite in sign to the position, at most all of it)."""
+        if -closing == self.quantity:
+            return self.cost
+        return quantize_nearest(divide(multiply(self.cost, -closing), self.quantity), MAX_SCALE)
 
 
 def _closing(held: Decimal, signed: Decimal) -> Decimal:
