@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 from typing import Final
 
 from trading.adapters import codec
@@ -12,7 +14,7 @@ from trading.domain.errors import InvalidValue, StaleData
 from trading.domain.identifiers import AccountId, AgentId, DecisionId, Symbol, Venue
 from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import Side
-from trading.domain.money import add, bps_of, subtract
+from trading.domain.money import MAX_SCALE, add, bps_of, subtract
 from trading.domain.proposals import REASON_MAX, OrderIntent, OrderType, TimeInForce
 from trading.domain.sizing import SizeUnit, to_quantity
 
@@ -21,6 +23,8 @@ from .pricing import NO_MARKET
 
 #: Orders in one request.
 ORDERS_MAX: Final = 256
+
+_FINEST: Final = Decimal(1).scaleb(-MAX_SCALE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +84,7 @@ def request_of(intent: OrderIntent, agent_id: AgentId, reason: str = "") -> Orde
 def intent_of(frame: Frame, request: OrderRequest, *, decided: bool) -> OrderIntent:
     """Return the order sized in base, rounded down to the step.
 
-    A size that rounds to nothing keeps what was asked for, so that the rules can name what is wrong with it.
+    A size that rounds to nothing stays unrounded, so that the rules can name what is wrong with it.
 
     Raises:
         InvalidValue: the order contradicts itself, or a figure that its unit needs is missing.
@@ -92,17 +96,10 @@ def intent_of(frame: Frame, request: OrderRequest, *, decided: bool) -> OrderInt
     quantity = request.amount
     if market.instrument is not None and request.amount > 0:
         price = _sizing_price(frame, request, market.instrument, market.mid, decided=decided)
-        quantity = (
-            to_quantity(
-                request.amount,
-                request.unit,
-                market.instrument,
-                price=price,
-                equity=frame.equity,
-                stop_price=request.stop_price,
-            )
-            or request.amount
+        sized = partial(
+            to_quantity, request.amount, request.unit, price=price, equity=frame.equity, stop_price=request.stop_price
         )
+        quantity = sized(market.instrument) or _unrounded(sized, market.instrument, request)
     elif request.unit is not SizeUnit.BASE:
         raise StaleData(f"{request.symbol} has no rules here, so an amount in {request.unit} cannot be converted")
     return OrderIntent(
@@ -118,6 +115,13 @@ def intent_of(frame: Frame, request: OrderRequest, *, decided: bool) -> OrderInt
         post_only=request.post_only,
         reduce_only=request.reduce_only,
     )
+
+
+def _unrounded(sized: Callable[[Instrument], Decimal], instrument: Instrument, request: OrderRequest) -> Decimal:
+    """Return a size below one step as it is, in base: the amount itself would be read as so many coins."""
+    if request.unit is SizeUnit.BASE:
+        return request.amount
+    return sized(replace(instrument, quantity_step=_FINEST))
 
 
 def _sizing_price(

@@ -289,6 +289,26 @@ async def test_every_unit_is_rounded_down_to_the_step(
     assert answer.approved[0].approval.order.stop_price is None
 
 
+@pytest.mark.parametrize(
+    ("amount", "unit", "stop"),
+    [
+        ("0.1", SizeUnit.QUOTE, None),
+        ("0.00001", SizeUnit.PERCENT_EQUITY, None),
+        ("0.000001", SizeUnit.RISK_PERCENT_TO_STOP, "50001"),
+    ],
+)
+async def test_a_size_below_one_step_is_never_read_as_an_amount_of_coins(
+    amount: str, unit: SizeUnit, stop: str | None
+) -> None:
+    desk = await open_desk()
+    answer = await desk.ask(order(amount=amount, unit=unit, stop_price=stop))
+    (denial,) = answer.denied
+    assert denial.order.quantity < Decimal("0.00001")
+    assert {"QUANTITY_STEP", "NOTIONAL_RANGE"} <= codes(answer)
+    assert denial.nearest_legal is not None
+    assert denial.nearest_legal.quantity == Decimal("0.00009")
+
+
 async def test_nearest_legal_order_is_the_largest_that_passes() -> None:
     desk = await open_desk(limits=symbol_limits(order_quantity_max=Decimal("0.5")))
     nearest = (await desk.ask(order(amount="0.7"))).denied[0].nearest_legal
