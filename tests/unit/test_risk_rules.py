@@ -255,6 +255,14 @@ async def test_reduce_is_decided_on_the_position_less_what_is_already_on_its_way
     assert (await desk.ask(sell("0.4", reduce_only=True))).approved
 
 
+async def test_a_limit_beyond_the_signed_band_is_denied_with_the_bands_edge() -> None:
+    desk = await open_desk(limits=symbol_limits(collar_bps=Decimal(100)))
+    (denial,) = (await desk.ask(order(limit_price="60300.51"))).denied
+    (failure,) = denial.failures
+    assert (failure.rule, failure.limit) == (Rule.PRICE_COLLAR, "60300.5")
+    assert (await desk.ask(order(limit_price="60300.50"))).approved
+
+
 # -- what is signed ---------------------------------------------------------------------------------------------------
 
 

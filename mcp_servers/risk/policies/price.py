@@ -57,6 +57,9 @@ def price_collar(c: OrderContext) -> RuleResult:
     if price is None:
         return c.agree(Rule.PRICE_COLLAR, "", c.intent.stop_price or "", "the trigger is inside the stop band")
     edge = _edge(c.intent.side, reference, collar)
+    band = c.band_high if c.intent.side is Side.BUY else c.band_low
+    if trigger is None and band is not None and is_worse(edge, band, c.intent.side):
+        edge = band  # execution sends no limit beyond the signed band, however wide the collar is
     return c.judge(
         Rule.PRICE_COLLAR,
         not is_worse(price, edge, c.intent.side),
