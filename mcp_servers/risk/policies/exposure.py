@@ -89,11 +89,11 @@ def other_exposure(c: OrderContext) -> Decimal | None:
 def gross_exposure(frame: Frame, *, without: InstrumentId | None = None) -> Decimal | None:
     """Return the sum of worst-case values in quote; None when something that counts has no price now."""
     total = ZERO
-    exposures = frame.reservations.exposures()
+    exposures, held = frame.reservations.exposures(), frame.portfolio.held
     for instrument_id in {**exposures, **frame.markets}:
         if instrument_id == without:
             continue
-        worst = worst_case(frame.portfolio.held(instrument_id), exposures.get(instrument_id, _NONE))
+        worst = worst_case(held(instrument_id), exposures.get(instrument_id, _NONE))
         if not worst:
             continue
         market = frame.markets.get(instrument_id)
