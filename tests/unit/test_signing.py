@@ -136,6 +136,16 @@ def test_each_kind_of_refusal_has_its_own_code() -> None:
     assert codes == ["KEY_UNKNOWN", "SIGNATURE_REFUSED", "PAYLOAD_TYPE", "ENVELOPE_MALFORMED"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "key"), [("5", '"k"'), ("null", '"k"'), ('["t"]', '"k"'), ('"t"', "5"), ('"t"', '["k"]'), ('"t"', "{}")]
+)
+def test_an_envelope_whose_names_are_not_text_is_malformed_and_no_fault_of_ours(kind: str, key: str) -> None:
+    text = f'{{"payload":"","payloadType":{kind},"signatures":[{{"keyid":{key},"sig":""}}]}}'
+    with pytest.raises(SignatureRefused) as caught:
+        open_envelope(text, VERIFIER, TYPE)
+    assert caught.value.code == "ENVELOPE_MALFORMED"
+
+
 def test_keys_are_private_files_that_serve_one_purpose(tmp_path: Path) -> None:
     home = DeskHome(tmp_path / "desk").ensure()
     path = home.keys("coordinator") / "leader.key"

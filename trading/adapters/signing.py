@@ -82,13 +82,15 @@ class Envelope:
             if len(text) > ENVELOPE_MAX:
                 raise ValueError("too long")
             raw = cast("dict[str, Any]", orjson.loads(text))
-            signatures = cast("list[dict[str, str]]", raw["signatures"])
+            signatures = cast("list[dict[str, Any]]", raw["signatures"])
             envelope = cls(
                 payload=base64.b64decode(raw["payload"], validate=True),
                 payload_type=raw["payloadType"],
                 key_id=KeyId(signatures[0]["keyid"]),
                 signature=base64.b64decode(signatures[0]["sig"], validate=True),
             )
+            if not isinstance(raw["payloadType"], str) or not isinstance(signatures[0]["keyid"], str):
+                raise TypeError("not text")
             if envelope.to_json() != text:
                 raise ValueError("not the canonical spelling")
         except (
