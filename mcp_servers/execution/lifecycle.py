@@ -165,7 +165,8 @@ class Lifecycle:
         self.record(AccountFunded(account_id=self.book.account_id, currency=currency, amount=amount))
 
     def lose(self, order: Order, reason: str) -> Order:
-        """Record that nobody knows whether the venue has the order."""
+        """Record that nobody knows whether the venue has the order; one that has moved on meanwhile is left alone."""
+        order = self.book.order(order.order_id) or order
         if (order.status, OrderTrigger.LOSE) not in TRANSITIONS:
             return order
         return self.record(OrderOutcomeUnknown(order_id=order.order_id, reason=reason), about=order) or order
@@ -280,15 +281,19 @@ class Lifecycle:
             await self.flush()
 
     async def _commit_pending(self) -> None:
-        upto, unit = self._recorded, self._take_unit()
+        written = False
         try:
+            upto, unit = self._recorded, self._take_unit()
             await self._ledger.commit(unit)
+            written = True
         except LedgerError as error:
-            self.broken.set()
             raise LedgerUnavailable(
                 "the execution ledger failed; the room stops and starts again from ledger and venue",
                 suggestion="wait for the restart, then read the order",
             ) from error
+        finally:
+            if not written:  # whatever it was: the unit is gone, and the next commit must not count it as durable
+                self.broken.set()
         self._durable = upto
 
     def _take_unit(self) -> Unit:

@@ -214,6 +214,9 @@ class Reconciler:
     async def _take_order(self, order: Order, this: _Round, restricted: set[InstrumentId]) -> None:
         """Find out about an order that is open here."""
         client_order_id = order.terms.client_order_id
+        order = self._lifecycle.book.order(order.order_id) or order
+        if order.is_terminal:  # it ended since the round began
+            return
         this.checked += 1
         report = this.open_orders.get(client_order_id)
         if report is None:
@@ -224,7 +227,9 @@ class Reconciler:
                 self._lifecycle.lose(order, "the venue did not answer a query after the send")
                 return
         if report is None:
-            await self._not_found_once(order, this, restricted)
+            now = self._lifecycle.book.order(order.order_id)
+            if now is None or now.status is order.status:  # else the venue has told of it while we asked
+                await self._not_found_once(order, this, restricted)
             return
         self._not_found.pop(client_order_id, None)
         now = self._lifecycle.apply_report(report) or order
@@ -249,6 +254,8 @@ class Reconciler:
         if not this.complete:  # silence about trades or open orders is not evidence
             return
         window_over_ms = await self._expiry(order) + self._rules.max_clock_skew_ms
+        if self._lifecycle.book.order(order.order_id) is not order:
+            return
         now_ns = self._clock.monotonic_ns()
         if self._clock.now_ms() <= window_over_ms:
             return

@@ -13,7 +13,7 @@ from tests.execution_support import BTC_USDT, INSTRUMENT_ID, Desk
 from trading.adapters import codec
 from trading.domain.accounts import AccountBook
 from trading.domain.approvals import Effect, TradingState
-from trading.domain.errors import GateRefused, NonRetryable, OutcomeUnknown
+from trading.domain.errors import GateRefused, LedgerUnavailable, NonRetryable, OutcomeUnknown
 from trading.domain.events import (
     AccountFunded,
     AlarmRaised,
@@ -362,6 +362,45 @@ async def test_absent_needs_three_spaced_not_founds_after_the_send_window() -> N
     assert await _rounds(desk, order, 1, every_ms=500) is OrderStatus.UNKNOWN  # two
     assert await _rounds(desk, order, 1, every_ms=500) is OrderStatus.ABSENT  # three
     assert len(desk.faulty.handed_over) == 1
+
+
+async def test_an_order_that_is_heard_of_while_it_is_looked_up_is_not_called_absent() -> None:
+    desk = await Desk().start()
+    order = await _lost(desk)
+    await desk.tick(2_000)
+    assert await _rounds(desk, order, 2) is OrderStatus.UNKNOWN
+
+    async def crossed(_: ClientOrderId) -> None:
+        await heard(desk, report(order, VenueOrderState.OPEN))
+
+    desk.faulty.query = crossed
+    assert await _rounds(desk, order, 1) is OrderStatus.ACCEPTED
+
+
+async def test_an_order_that_was_answered_is_not_lost_by_an_older_doubt() -> None:
+    desk = await Desk().start()
+    order = await desk.resting()
+    stale = replace(order, status=OrderStatus.SUBMITTED)
+    assert desk.service.lifecycle.lose(stale, "the venue did not answer a query").status is OrderStatus.ACCEPTED
+    assert (await desk.stored(order)).status is OrderStatus.ACCEPTED
+
+
+async def test_a_commit_that_dies_of_anything_is_never_taken_for_durable() -> None:
+    desk = await Desk().start()
+    order = await desk.resting()
+    real = desk.ledger.commit
+
+    async def die(_: Unit) -> None:
+        desk.ledger.commit = real
+        raise RuntimeError("a fault of our own")
+
+    desk.ledger.commit = die
+    desk.service.lifecycle.alarm("TEST", "must reach the ledger", subject=order.order_id)
+    with pytest.raises(RuntimeError):
+        await desk.service.lifecycle.flush()
+    with pytest.raises(LedgerUnavailable):
+        await desk.service.lifecycle.flush()
+    assert desk.service.lifecycle.broken.is_set()
 
 
 async def test_a_failed_query_is_no_not_found() -> None:
