@@ -154,6 +154,9 @@ class Breaker:
         self._resetting = True
         try:
             await self._ledger.commit(self._unit(EventDraft(event), state, epoch, kept))
+        except LedgerError:
+            self._restate("breaker: a reset got no answer from the ledger and does not count")
+            raise
         finally:
             self._resetting = False
         if self._counter != epoch.counter:
@@ -164,11 +167,13 @@ class Breaker:
 
     async def _stand(self) -> BreakerAnswer:
         """Keep a trip that came while a reset was on its way to disk, and make sure it is the last word there."""
-        event = BreakerTripped(
-            scope=SCOPE, reason=self._reason, state=self._state, epoch=self._epoch, by="breaker: it came during a reset"
-        )
-        self._unsaved = self._unit(EventDraft(event), self._state, self._epoch, self._reason)
+        self._restate("breaker: it came during a reset")
         return BreakerAnswer(state=self._state, epoch=self._epoch, changed=False, durable=await self.save())
+
+    def _restate(self, by: str) -> None:
+        """Have the state in memory written once more: the ledger may hold a looser one as its last word."""
+        event = BreakerTripped(scope=SCOPE, reason=self._reason, state=self._state, epoch=self._epoch, by=by)
+        self._unsaved = self._unit(EventDraft(event), self._state, self._epoch, self._reason)
 
     async def save(self) -> bool:
         """Write a trip that is not in the ledger yet; True when nothing is left to write."""

@@ -378,3 +378,13 @@ async def test_reset_that_cannot_be_written_loosens_nothing() -> None:
     with pytest.raises(LedgerUnavailable):
         await desk.risk.live.breaker.reset("resume", "operator:x")
     assert desk.risk.live.breaker.state is TradingState.HALTED
+
+
+async def test_a_reset_whose_commit_landed_without_an_answer_does_not_loosen_the_next_start() -> None:
+    desk = await open_desk()
+    await desk.risk.trip("one", "x")
+    desk.ledger.fail_next_commit(LedgerUnavailable("no answer"), written=True)
+    with pytest.raises(LedgerUnavailable):
+        await desk.risk.live.breaker.reset("resume", "operator:x")
+    await desk.restart()
+    assert desk.risk.live.breaker.state is TradingState.HALTED
