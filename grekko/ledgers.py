@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from trading.adapters.config import DeskSettings
 from trading.adapters.sql import LedgerLocation, open_reader
+from trading.adapters.sql.reader import SqlReader
+from trading.adapters.sql.stored import decode_row
+from trading.domain.errors import InvalidValue
 from trading.domain.events import EventEnvelope
 from trading.ports.ledger import LedgerReader
 
@@ -43,3 +46,32 @@ async def read_events(reader: LedgerReader, *, after: int = 0) -> AsyncIterator[
         for event in page:
             yield event
         after = page[-1].seq
+
+
+async def read_sound_events(
+    reader: LedgerReader, *, until: int, unreadable: Callable[[int, InvalidValue], None] = lambda _seq, _error: None
+) -> AsyncIterator[EventEnvelope]:
+    """Yield the events of a ledger that may have been tampered with, and pass over those that cannot be read.
+
+    Args:
+        reader: of the room.
+        until: the last sequence that is read.
+        unreadable: hears of each event that is passed over.
+    """
+    after = 0
+    if not isinstance(reader, SqlReader):  # one that keeps events, not text, has none that cannot be read
+        async for event in read_events(reader):
+            if event.seq <= until:
+                yield event
+        return
+    while rows := await reader.event_rows(after, limit=_PAGE):
+        for row in rows:
+            after = row[0]
+            if after > until:
+                return
+            try:
+                event = decode_row(reader.room, row)
+            except InvalidValue as error:
+                unreadable(after, error)
+                continue
+            yield event

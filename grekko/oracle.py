@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trading.adapters.venues.paper.journal import JournalContent, read_journal
 from trading.domain.accounts import AccountBook, split_symbol
+from trading.domain.errors import ConfigurationError
 from trading.domain.identifiers import ApprovalId, ClientOrderId, Currency
 from trading.domain.money import ZERO, add, multiply
 
@@ -38,7 +39,10 @@ def compare_with_venue(journal: Path, approved: Mapping[ClientOrderId, ApprovalI
         approved: the approval behind each client order id, from verified ledgers.
         account: the fold of the execution ledger.
     """
-    content = read_journal(journal)
+    try:
+        content = read_journal(journal)
+    except (ConfigurationError, KeyError) as error:  # a line that was changed, or one that its order is missing for
+        return Comparison(0, (), (), (f"{journal.name} is damaged: {error}",))
     return Comparison(
         orders=len(content.orders),
         duplicated=tuple(content.duplicates),

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
-from grekko.ledgers import Ledgers, read_events
+from grekko.ledgers import ROOMS, Ledgers, read_sound_events
 from trading.adapters import codec
 from trading.adapters.config import DeskHome
 from trading.adapters.signing import Ed25519Verifier, digest, load_public_key, open_envelope
@@ -23,7 +24,7 @@ from trading.domain.approvals import (
     VOTE_PAYLOAD_TYPE,
     Approval,
 )
-from trading.domain.errors import TradingError
+from trading.domain.errors import InvalidValue, TradingError
 from trading.domain.events import (
     AgentRegistered,
     AgentRevoked,
@@ -82,15 +83,20 @@ class Prover:
         self._approved: dict[DecisionId, Decision] = {}
 
     async def run(self, ledgers: Ledgers) -> Proofs:
-        """Check everything in the ledgers and return what was found."""
-        for room, check in (
-            ("coordinator", self._coordination),
-            ("risk", self._risk),
-            ("execution", self._execution),
-        ):
-            async for event in read_events(ledgers.reader(room)):
+        """Check everything in the ledgers and return what was found.
+
+        On a running desk the heads are taken against the walk of a trade: then whatever the last room did is already
+        in the ledgers of the rooms that allowed it.
+        """
+        heads = {room: await ledgers.reader(room).last_seq() for room in reversed(ROOMS)}
+        for room, check in zip(ROOMS, (self._coordination, self._risk, self._execution), strict=True):
+            refuse = partial(self._unreadable, room)
+            async for event in read_sound_events(ledgers.reader(room), until=heads[room], unreadable=refuse):
                 self._attempt(room, event, check)
         return self._proofs
+
+    def _unreadable(self, room: str, seq: int, error: InvalidValue) -> None:
+        self._proofs.findings.append(Finding(room, seq, f"cannot be read: {error.code}: {error}"))
 
     def _attempt(self, room: str, event: EventEnvelope, check: Callable[[EventEnvelope], None]) -> None:
         try:

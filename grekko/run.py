@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 
 from grekko.audit import DeskAudit, audit_desk
 from grekko.initialization import initialize
@@ -23,6 +24,7 @@ from grekko.processes import ROOM_MODULES, Room
 from grekko.report import RunFacts, build_report, write_report
 from grekko.supervisor import Supervisor, supervise
 from grekko.wording import number
+from mcp_servers.execution.settings import check_allowed
 from trading.adapters.clock import SystemClock
 from trading.adapters.config import DeskSettings
 from trading.adapters.embedded_redis import open_redis
@@ -71,6 +73,7 @@ async def run_desk(settings: DeskSettings, options: RunOptions, console: Console
         Unavailable: a room does not start, or another desk runs in this home.
         ConfigurationError: the home or the configuration is not fit to run.
     """
+    check_allowed(settings)
     initialize(settings)
     clock = SystemClock()
     started_ms = clock.now_ms()
@@ -213,6 +216,6 @@ def show_verdict(audit: DeskAudit, console: Console) -> None:
     for name, kept in audit.invariants().items():
         console.print(f"{'[green]ok[/]  ' if kept else '[red]BROKEN[/]'} {name.replace('_', ' ')}")
     for finding in audit.findings[:20]:
-        console.print(f"[red]{finding.room}#{finding.seq}[/] {finding.what}", markup=True)
+        console.print(f"[red]{finding.room}#{finding.seq}[/] {escape(finding.what)}")
     for difference in audit.venue.differences:
-        console.print(f"[red]venue[/] {difference}")
+        console.print(f"[red]venue[/] {escape(difference)}")

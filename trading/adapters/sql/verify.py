@@ -34,6 +34,7 @@ class Kind(StrEnum):
     REWRITTEN = "rewritten"
     TRUNCATED = "truncated"
     FORGED_CHECKPOINT = "forged_checkpoint"
+    UNSIGNED = "unsigned"
     PROJECTION = "projection"
 
 
