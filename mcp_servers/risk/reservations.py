@@ -137,22 +137,16 @@ class ReservationBook:
         return self._open.get(approval_id)
 
     def exposure(self, instrument_id: InstrumentId) -> Exposure:
-        """Return the live sums of one instrument."""
-        found = self._by_instrument.get(instrument_id)
-        if found is None:
-            found = self._by_instrument[instrument_id] = Exposure()
-        return found
+        """Return the live sums of one instrument; zeros, which are not kept, when it never had a reservation."""
+        return self._by_instrument.get(instrument_id) or Exposure()
 
     def exposures(self) -> dict[InstrumentId, Exposure]:
         """Return the live sums of every instrument that ever had a reservation."""
         return self._by_instrument
 
     def agent(self, agent_id: AgentId) -> AgentUse:
-        """Return the live sums of one agent."""
-        found = self._by_agent.get(agent_id)
-        if found is None:
-            found = self._by_agent[agent_id] = AgentUse()
-        return found
+        """Return the live sums of one agent; zeros, which are not kept, when it never had a reservation."""
+        return self._by_agent.get(agent_id) or AgentUse()
 
     def promised(self, currency: Currency) -> Decimal:
         """Return what open orders may still take out of one currency: the cost of buys in it, and sells of it."""
@@ -163,8 +157,9 @@ class ReservationBook:
         if reservation.approval_id in self._open:
             return
         self._open[reservation.approval_id] = reservation
+        use = self._by_agent.setdefault(reservation.agent_id, AgentUse())
         if reservation.order_id is None:
-            self.agent(reservation.agent_id).unused += 1
+            use.unused += 1
         self._count(reservation, reservation.leaves)
 
     def consume(self, approval_id: ApprovalId, order_id: OrderId) -> None:
@@ -193,7 +188,7 @@ class ReservationBook:
 
     def _count(self, reservation: Reservation, change: Decimal) -> None:
         cost = multiply(change, reservation.unit_cost)
-        exposure = self.exposure(reservation.instrument_id)
+        exposure = self._by_instrument.setdefault(reservation.instrument_id, Exposure())
         if reservation.side is Side.BUY:
             exposure.buy_open = add(exposure.buy_open, change)
             exposure.buy_cost = add(exposure.buy_cost, cost)

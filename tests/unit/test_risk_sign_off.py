@@ -447,3 +447,14 @@ async def test_sum_of_reservations_is_exactly_zero_when_nothing_is_open() -> Non
     assert (exposure.buy_open, exposure.sell_open, exposure.buy_cost) == (0, 0, 0)
     assert desk.risk.reservations.agent(items[0].approval.agent_id).notional == 0
     assert desk.risk.reservations.agent(items[0].approval.agent_id).unused == 0
+
+
+async def test_asking_in_invented_names_leaves_nothing_behind() -> None:
+    desk = await open_desk(limits=wide_limits(desk_rate_per_s=1_000, desk_burst=1_000))
+    before = len(desk.risk.reservations.exposures())
+    for number in range(50):
+        answer = await desk.ask(order(symbol=f"X{number}/USDT", agent_id=f"agent-{number}"), request_id=f"n-{number}")
+        assert answer.denied
+        desk.risk.check_order(order(symbol=f"Y{number}/USDT", agent_id=f"other-{number}"))
+    assert len(desk.risk.reservations.exposures()) == before
+    assert len(desk.risk.reservations._by_agent) == 0
