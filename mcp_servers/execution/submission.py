@@ -382,6 +382,9 @@ class Submissions:
         self._refuse(walk, Retryable(f"a fault before the send ({type(error).__name__}); nothing was sent"))
 
     def _settle(self, walk: Walk, outcome: Outcome) -> None:
+        if walk.settled:
+            return
+        walk.settled = True
         self._unhold(walk)
         future = self._under_way.pop(walk.approval_id, None)
         if future is not None and not future.done():

@@ -49,6 +49,7 @@ class Walk:
 
     Attributes:
         held: whether its quantity counts against what may still be reduced.
+        settled: whether its caller was answered; the same approval may be on another walk since.
     """
 
     approval_id: ApprovalId
@@ -57,6 +58,7 @@ class Walk:
     prepared: PreparedOrder | None = None
     order: Order | None = None
     held: bool = False
+    settled: bool = False
 
 
 def known(value: T | None) -> T:

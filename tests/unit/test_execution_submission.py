@@ -189,6 +189,40 @@ async def test_a_fault_in_one_order_leaves_its_neighbours_alone() -> None:
     assert (await desk.order(ids[0])).status is OrderStatus.FILLED  # nothing was claimed, so it may be tried again
 
 
+async def test_a_batch_that_fails_does_not_answer_for_an_approval_that_was_asked_for_again() -> None:
+    desk, venue = _watched()
+    await desk.start()
+    claiming, fail, preparing, go = (asyncio.Event() for _ in range(4))
+    real = desk.service.submissions._claim
+
+    async def fail_once(walks: Any) -> Any:
+        desk.service.submissions._claim = real
+        claiming.set()
+        await fail.wait()
+        raise LedgerUnavailable("the first batch fails")
+
+    async def wait() -> None:
+        preparing.set()
+        await go.wait()
+
+    desk.service.submissions._claim = fail_once
+    good = await desk.issue()
+    early = await desk.issue(changes={"issued_ms": desk.clock.now_ms() + 300})
+    first = asyncio.gather(desk.service.submit([good]), desk.submit(early))
+    await claiming.wait()
+    await desk.tick(100)
+    venue.during_prepare = wait
+    again = asyncio.create_task(desk.submit(early))
+    await preparing.wait()
+    fail.set()
+    (failed,), from_future = await first
+    assert isinstance(failed, Refusal)
+    assert isinstance(from_future, Refusal)
+    assert desk.service.submissions.under_way == {early}
+    go.set()
+    assert isinstance(await again, Receipt)
+
+
 async def test_a_replay_after_memory_forgot_is_answered_from_the_ledger() -> None:
     desk = await Desk(terminal_kept=2).start()
     ids = [await desk.issue() for _ in range(6)]
