@@ -81,8 +81,8 @@ def open_proposal(text: str, member: RosterMember) -> Signed[TradeProposal]:
     proposal = codec.decode(TradeProposal, payload)
     if proposal.agent_id != member.agent_id:
         raise InvalidValue("the proposal names another agent", code="WRONG_AGENT")
-    if not 0 < len(proposal.proposal_id) <= _ID_MAX:
-        raise InvalidValue("the proposal id is empty or too long", code="MALFORMED")
+    if not 0 < len(proposal.proposal_id) <= _ID_MAX or not proposal.proposal_id.isprintable():
+        raise InvalidValue("the proposal id is empty, too long or not printable", code="MALFORMED")
     return Signed(proposal, text, digest(payload))
 
 

@@ -176,8 +176,12 @@ def sha_of(script: str) -> str:
 
 
 def as_text(value: object) -> str:
-    """Return a reply of Redis as text, whatever the client's decoding is."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+    """Return a reply of Redis as text, whatever the client's decoding is.
+
+    Bytes that are no UTF-8 become replacement characters: agents write them, and what they break must be their own
+    signature, not the reader.
+    """
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _checked(reply: Sequence[Any]) -> str:
