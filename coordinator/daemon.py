@@ -214,13 +214,14 @@ class Daemon:
             inboxes = InboxReader(self._resources.redis, self._prefix, lambda: _ids_of(parts.registry))
             others = [
                 group.create_task(self._leadership.keep(), name="leadership-keeper"),
-                group.create_task(inboxes.run(parts.rounds.take), name="inboxes"),
                 group.create_task(parts.pipeline.run(), name="pipeline"),
                 group.create_task(_failure_of(parts.rounds), name="rounds"),
                 group.create_task(self._resources.relay(ledger), name="relay"),
                 group.create_task(self._witness(ledger), name="witness"),
             ]
             await self._recover(parts)
+            # Not before: a proposal of now would be taken for one that was left over, and be walked twice.
+            others.append(group.create_task(inboxes.run(parts.rounds.take), name="inboxes"))
             self.state = "running"
             await self._stop.wait()
             self.state = "stopping"
@@ -309,8 +310,8 @@ class Daemon:
 
     async def _recover(self, parts: DaemonParts) -> None:
         """Resume open rounds and unfinished decisions."""
+        records = await parts.journal.unfinished()  # first: a resumed round hands over its decision itself
         rounds = await parts.rounds.recover()
-        records = await parts.journal.unfinished()
         for record in records:
             parts.pipeline.take(record, await _proposal_of(parts, record))
         if rounds or records:

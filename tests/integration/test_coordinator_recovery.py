@@ -9,11 +9,13 @@ import subprocess
 import sys
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from coordinator.ballots import KnownVote
+from coordinator.daemon import Daemon
 from tests.coordinator_support import BUNDLED, MEMBERS, Desk, open_bus, open_desk
 from trading.adapters.clock import SystemClock, Uuid7Factory
 from trading.adapters.embedded_redis import EmbeddedRedis
@@ -174,3 +176,43 @@ async def test_after_sigkill_in_the_middle_of_a_vote_a_restart_resumes_and_decid
                     len([e for e in await book.events_after(0) if isinstance(e.payload, VoteCast)]) == decided.tally.yes
                 )
                 assert Choice.YES in {Choice(str(row["choice"])) for row in await book.rows("votes")}
+
+
+async def test_a_round_that_is_resumed_hands_its_decision_over_once() -> None:
+    ledger = InMemoryLedger("coordinator", SystemClock(), Uuid7Factory())
+    taken: list[object] = []
+    async with open_bus() as (_, settings, redis):
+        async with open_desk(redis, settings.key(""), ledger=ledger) as desk:
+            proposal = await desk.opened(window_ms=200)
+            await desk.rounds.cast([desk.vote(proposal, name) for name in MEMBERS[:4]])
+            await desk.rounds.cast([desk.vote(proposal, "officer")])
+            await desk.rounds.stop(grace_s=0)
+            desk.decided.clear()
+            assert not desk.events(ProposalDecided), "the stop came before the decision"
+            await desk.leadership.release()
+        async with resumed(desk) as heir:
+
+            class Slow:
+                """A journal whose answer comes when whatever is under way has been decided."""
+
+                async def unfinished(self) -> list[object]:
+                    for _ in range(20):
+                        if heir.decided:
+                            break
+                        await asyncio.sleep(0.01)
+                    return list(await heir.journal.unfinished())
+
+                proposal = heir.journal.proposal
+
+            parts = SimpleNamespace(
+                rounds=heir.rounds,
+                journal=Slow(),
+                registry=heir.registry,
+                pipeline=SimpleNamespace(take=lambda record, _: taken.append(record)),
+            )
+            await Daemon._recover(cast("Any", None), cast("Any", parts))
+            await only_decision(heir.ledger)
+            async with asyncio.timeout(5):
+                while not heir.decided:
+                    await asyncio.sleep(0.01)
+            assert len([*heir.decided, *taken]) == 1
