@@ -18,6 +18,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -127,7 +128,11 @@ class OperatorCommands:
             return  # nobody is answered who did not prove to be the operator
         result = await self._apply(command)
         log.warning("operator command %s by %r: %s", command.state.value, command.by[:64], result.code or "done")
-        await asyncio.to_thread(_write, self._directory / f"{command.command_id}.result.json", codec.encode(result))
+        answer = self._directory / f"{command.command_id}.result.json"
+        try:
+            await asyncio.to_thread(_write, answer, codec.encode(result))
+        except OSError as error:  # a full disk must not end the room: what was asked for is done
+            log.error("the operator's answer is not written (%s)", type(error).__name__)
 
     def _verified(self, text: str) -> OperatorCommand:
         if self._verifier is None:
@@ -179,7 +184,8 @@ def _read_once(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidValue("the command file cannot be read", code="INVALID_COMMAND") from error
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # what cannot be removed is refused again; a command acts once all the same
+            path.unlink(missing_ok=True)
 
 
 def _write(path: Path, data: bytes) -> None:

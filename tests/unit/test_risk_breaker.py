@@ -325,6 +325,16 @@ async def test_command_not_proven_to_be_the_operators_is_removed_unanswered(
     assert desk.risk.live.breaker.state is TradingState.HALTED
 
 
+async def test_what_cannot_be_read_or_answered_in_the_command_directory_does_not_end_the_room(tmp_path: Path) -> None:
+    desk = await operated(tmp_path)
+    (tmp_path / "operator" / "directory.json").mkdir(parents=True)
+    asked = command(desk, TradingState.HALTED)
+    (tmp_path / "operator" / f"{asked.command_id}.result.json").mkdir()  # so that the answer cannot be put there
+    leave(tmp_path, asked)
+    await desk.risk.tick()
+    assert desk.risk.live.breaker.state is TradingState.HALTED
+
+
 async def test_command_is_used_once_and_not_kept_for_the_next_run(tmp_path: Path) -> None:
     desk = await operated(tmp_path)
     asked = command(desk, TradingState.ACTIVE)
