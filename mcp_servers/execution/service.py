@@ -27,6 +27,7 @@ from mcp_servers.execution.sending import Sending
 from mcp_servers.execution.submission import Submissions
 from mcp_servers.execution.walks import Outcome
 from trading.domain.approvals import Effect, Fate, TradingState
+from trading.domain.errors import LedgerError
 from trading.domain.events import ServiceStarted, ServiceStopped
 from trading.domain.identifiers import ApprovalId, Currency, Symbol
 from trading.domain.instruments import Instrument, InstrumentId
@@ -235,7 +236,7 @@ class ExecutionService:
         if isinstance(outcome, Learned):
             if outcome.changed:
                 self._to_persist = True
-            if outcome.changed or self.has_halted_work() or self.fates.has_before(self.pulse.epoch):
+            if self._to_persist or self.has_halted_work() or self.fates.has_before(self.pulse.epoch):
                 self.news.set()
         return outcome
 
@@ -243,7 +244,11 @@ class ExecutionService:
         """Carry out what was learned: write the epoch down, void what died with it, cancel what a halt forbids."""
         if self._to_persist:
             self._to_persist = False
-            await self.epochs.persist(self.parts.ledger, now_ms=self.clock.now_ms())
+            try:
+                await self.epochs.persist(self.parts.ledger, now_ms=self.clock.now_ms())
+            except LedgerError:
+                self._to_persist = True
+                raise
         await self.fates.void_before(self.pulse.epoch)
         if self.has_halted_work():
             await self.sweep()

@@ -11,6 +11,7 @@ from mcp_servers.execution.gate import GateCode
 from tests.execution_support import Desk
 from trading.adapters.signing import Envelope
 from trading.domain.approvals import Epoch, Fate, TradingState
+from trading.domain.errors import LedgerUnavailable
 from trading.domain.events import ApprovalEnded
 from trading.domain.identifiers import ApprovalId
 from trading.testing.keys import make_test_signer
@@ -228,3 +229,16 @@ async def test_nothing_is_remembered_of_an_empty_ledger() -> None:
     desk = Desk()
     pulse = await remembered_pulse(InMemoryLedger("execution", desk.clock, desk.ids), desk.rules.account_id)
     assert (pulse.epoch, pulse.state, pulse.heard_ns) == (Epoch(0, 0), TradingState.HALTED, None)
+
+
+async def test_an_epoch_that_could_not_be_written_is_written_with_the_next_heartbeat() -> None:
+    desk = await Desk().start()
+    desk.ledger.fail_next_commit()
+    with pytest.raises(LedgerUnavailable):
+        await desk.trip()
+    desk.service.news.clear()
+    desk.service.learn(desk.heartbeat())
+    assert desk.service.news.is_set()
+    await desk.service.act_on_news()
+    (row,) = await desk.ledger.rows("epochs")
+    assert (row["generation"], row["counter"], row["state"]) == (*desk.epoch, "halted")
