@@ -22,6 +22,7 @@ from trading.domain.events import (
     OrderInitialized,
     ProposalDecided,
     ProposalOpened,
+    ProposalRefused,
     ReservationReleased,
     RiskApproved,
     RiskDenied,
@@ -88,8 +89,8 @@ def _follow(events: list[EventEnvelope], story: Story) -> None:
 
 def _ids_of(event: EventEnvelope) -> set[str]:
     match event.payload:
-        case ProposalOpened() | VoteCast() | VoteRefused() as e:
-            return {e.proposal_id}
+        case ProposalOpened() | ProposalRefused() | VoteCast() | VoteRefused() as e:
+            return {e.proposal_id} if e.proposal_id else set()  # what did not verify has no id to go by
         case ProposalDecided() as e:
             return {e.proposal_id, e.decision_id}
         case DecisionCompleted() as e:
@@ -178,4 +179,6 @@ def _verdict(story: Story) -> list[str]:
     if story.findings:
         return [*lines, *(f"  NOT PROVEN {finding}" for finding in story.findings)]
     signed = sum(isinstance(e.payload, (ProposalOpened, VoteCast, ProposalDecided, RiskApproved)) for e in story.events)
-    return [*lines, f"  all {signed} signatures verify; the order is the approved one"]
+    ordered = any(isinstance(event.payload, OrderInitialized) for event in story.events)
+    what = "the order is the approved one" if ordered else "there is no order"
+    return [*lines, f"  all {signed} signatures verify; {what}"]
