@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,13 +79,14 @@ async def run_desk(settings: DeskSettings, options: RunOptions, console: Console
     started_ms = clock.now_ms()
     console.print(f"desk [bold]{settings.desk}[/] in {settings.home}, mode {settings.mode}, market {options.market}")
     watch = MarketWatch(settings)
-    async with (
-        open_redis(settings.desk_home, settings, "console"),
-        supervise(settings.desk_home, desk_rooms(options)) as desk,
-    ):
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(open_redis(settings.desk_home, settings, "console"))
+        hearing = stack.enter_context(ExitStack())  # until the rooms are stopped: a second Ctrl-C must not orphan them
+        desk = await stack.enter_async_context(supervise(settings.desk_home, desk_rooms(options)))
+        stop = hearing.enter_context(_told_to_stop())
         running_from = clock.monotonic_ns()
         async with _watching(watch), open_ledgers(settings) as ledgers:
-            await _show(desk, ledgers, watch, settings, options, console, started_ms)
+            await _show(desk, ledgers, watch, settings, options, console, started_ms, stop)
         seconds = (clock.monotonic_ns() - running_from) / 1e9
         console.print("stopping the rooms in order")
     facts = RunFacts(
@@ -97,6 +98,21 @@ async def run_desk(settings: DeskSettings, options: RunOptions, console: Console
         restarts={name: room.restarts for name, room in desk.rooms.items()},
     )
     return await _conclude(settings, options, facts, console, started_ms)
+
+
+@contextlib.contextmanager
+def _told_to_stop() -> Generator[asyncio.Event]:
+    """Yield what is set by Ctrl-C, by a request to end, and by a terminal that is closed."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number_ in signals:
+        loop.add_signal_handler(number_, stop.set)
+    try:
+        yield stop
+    finally:
+        for number_ in signals:
+            loop.remove_signal_handler(number_)
 
 
 @asynccontextmanager
@@ -118,36 +134,28 @@ async def _show(
     options: RunOptions,
     console: Console,
     started_ms: int,
+    stop: asyncio.Event,
 ) -> None:
     """Show the desk until it is told to stop, its time is over, or its recording ends."""
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number_ in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number_, stop.set)
     picture = DeskPicture(settings.account_id, since_ms=started_ms)
     plain = PlainLog(console)
     begun = loop.time()
-    try:
-        with _screen(console) as live:
-            while not stop.is_set():
-                await picture.refresh(ledgers)
-                if live is None:
-                    plain.show(picture, watch.problem)
-                else:
-                    live.update(
-                        render(picture, _moment(desk, watch, settings, options, loop.time() - begun)), refresh=True
-                    )
-                if options.seconds is not None and loop.time() - begun >= options.seconds:
-                    return
-                if _recording_ended(watch, options):
-                    console.print("the recording has ended")
-                    return
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_REFRESH_S):
-                        await stop.wait()
-    finally:
-        for number_ in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number_)
+    with _screen(console) as live:
+        while not stop.is_set():
+            await picture.refresh(ledgers)
+            if live is None:
+                plain.show(picture, watch.problem)
+            else:
+                live.update(render(picture, _moment(desk, watch, settings, options, loop.time() - begun)), refresh=True)
+            if options.seconds is not None and loop.time() - begun >= options.seconds:
+                return
+            if _recording_ended(watch, options):
+                console.print("the recording has ended")
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REFRESH_S):
+                    await stop.wait()
 
 
 @contextlib.contextmanager

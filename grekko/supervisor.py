@@ -37,12 +37,14 @@ class Supervised:
     Attributes:
         restarts: how often it had to be started again.
         ready: set while it answers on its socket.
+        starting: held while its process is being started, so that a stop never overlooks one.
     """
 
     room: Room
     process: asyncio.subprocess.Process | None = None
     restarts: int = 0
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+    starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Supervisor:
@@ -82,8 +84,10 @@ class Supervisor:
         """Stop the rooms in reverse order: first who decides, then who trades, then who signs, then who watches."""
         self._stopping = True
         for each in reversed(self._rooms):
-            if each.process is not None:
-                status = await stop_process(each.process)
+            async with each.starting:
+                process = each.process
+            if process is not None:
+                status = await stop_process(process)
                 log.info("%s stopped with status %d", each.room.name, status)
         for keeper in self._keepers:
             keeper.cancel()
@@ -94,7 +98,10 @@ class Supervisor:
     async def _keep(self, each: Supervised) -> None:
         failures = 0
         while not self._stopping:
-            each.process = await start_room(each.room, self._home)
+            async with each.starting:
+                if self._stopping:
+                    return
+                each.process = await start_room(each.room, self._home)
             started = asyncio.get_running_loop().time()
             watcher = asyncio.create_task(self._watch(each))
             status = await each.process.wait()
