@@ -41,7 +41,13 @@ def main() -> None:
         errors.print(f"[red]{error.code}[/] {escape(str(error))}")
         if error.suggestion:
             errors.print(escape(error.suggestion))
+        elif error.allowed:
+            errors.print(escape(f"use one of: {', '.join(error.allowed)}"))
         sys.exit(78 if isinstance(error, ConfigurationError) else 1)  # 78: sysexits.h EX_CONFIG
+    except OSError as error:  # a full disk, a path that cannot be written: the user's to mend, a traceback is no help
+        errors.print(f"[red]FILE_ERROR[/] {escape(str(error))}")
+        errors.print("check that the path exists, that this user may write it, and that the disk is not full")
+        sys.exit(1)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -90,6 +96,10 @@ def run(
 
     if market not in ("replay", "live"):
         raise ConfigurationError("--market must be replay or live", allowed=("replay", "live"))
+    if report is not None and (report.is_dir() or not os.access(report.parent, os.W_OK)):
+        raise ConfigurationError(
+            f"the report cannot be written to {report}", suggestion="name a file in a folder that exists"
+        )
     options = RunOptions(market=market, speed=speed, seconds=seconds, seed=seed, loop=loop, report=report)
     _exit(_run(run_desk(_settings(mode), options, console)))
 

@@ -75,6 +75,8 @@ async def run_desk(settings: DeskSettings, options: RunOptions, console: Console
     """
     check_allowed(settings)
     initialize(settings)
+    # Until the screen is up a SIGTERM acts as Ctrl-C does: it cancels, and the rooms started so far are stopped.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
     clock = SystemClock()
     started_ms = clock.now_ms()
     console.print(f"desk [bold]{settings.desk}[/] in {settings.home}, mode {settings.mode}, market {options.market}")

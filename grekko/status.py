@@ -17,6 +17,8 @@ from trading.domain.approvals import TradingState
 from trading.domain.money import plain
 from trading.domain.orders import Order, OrderStatus
 
+_ORDERS_WIDTH = 160
+
 
 async def show_status(settings: DeskSettings, console: Console) -> bool:
     """Print the state of the desk and return whether it runs and may trade."""
@@ -45,7 +47,9 @@ async def show_orders(settings: DeskSettings, console: Console, *, limit: int) -
     table = Table("time", "order", "side", "quantity", "filled", "average", "state", "reason", box=None)
     for order in sorted(known, key=lambda each: each.created_ms)[-limit:]:
         table.add_row(*_order_row(order))
-    console.print(table)
+    # Never narrower than its ids: a shortened id is of no use to `grekko explain`.
+    console.width = max(console.width, _ORDERS_WIDTH)
+    console.print(table if known else "no orders yet")
 
 
 def _order_row(order: Order) -> tuple[str, ...]:
@@ -76,7 +80,7 @@ async def show_positions(settings: DeskSettings, console: Console) -> None:
             number(position.realized, places=2),
             ", ".join(f"{number(fee, places=4)} {currency}" for currency, fee in position.fees.items()) or "-",
         )
-    console.print(table)
+    console.print(table if picture.account.positions else "no positions yet")
     locked = picture.account.locked()
     for currency, amount in picture.account.totals.items():
         held = locked.get(currency, Decimal(0))

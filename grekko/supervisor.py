@@ -26,6 +26,9 @@ _POLL_S = 0.05
 _BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 #: A room that answered and ran this long is healthy again, and its next restart is quick.
 _HEALTHY_S = 2.0
+#: The exit status of a room that refuses its configuration or finds its ledger taken; sysexits.h EX_CONFIG.
+_REFUSED = 78
+_WILL_NOT = "will not start:"
 
 log = logging.getLogger("grekko.supervisor")
 
@@ -54,6 +57,7 @@ class Supervisor:
         self._home = home
         self._rooms = [Supervised(room) for room in rooms]
         self._stopping = False
+        self._refused: asyncio.Queue[str] = asyncio.Queue()
         self._keepers: list[asyncio.Task[None]] = []
 
     @property
@@ -65,13 +69,13 @@ class Supervisor:
         """Start every room at once and return when all answer; each waits by itself for what it needs of the others.
 
         Raises:
-            Unavailable: (ROOM_NOT_READY) a room does not answer in time.
+            Unavailable: (ROOM_NOT_READY) a room does not answer in time, or (ROOM_REFUSED) it will not start as things
+                are, so that starting it again cannot help.
         """
         self._keepers = [asyncio.create_task(self._keep(each), name=f"keep-{each.room.name}") for each in self._rooms]
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                for each in self._rooms:
-                    await each.ready.wait()
+                await self._all_ready()
         except TimeoutError:
             silent = next(each.room.name for each in self._rooms if not each.ready.is_set())
             raise Unavailable(
@@ -79,6 +83,26 @@ class Supervisor:
                 code="ROOM_NOT_READY",
                 suggestion=f"read {self._home.logs / silent}.log",
             ) from None
+
+    async def _all_ready(self) -> None:
+        refused = asyncio.create_task(self._refused.get())
+        ready = asyncio.create_task(self._ready())
+        try:
+            await asyncio.wait((refused, ready), return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():
+                name = refused.result()
+                raise Unavailable(
+                    f"{name} will not start: {_last_words(self._home.logs / f'{name}.log')}",
+                    code="ROOM_REFUSED",
+                    suggestion=f"the whole log is {self._home.logs / name}.log",
+                )
+        finally:
+            refused.cancel()
+            ready.cancel()
+
+    async def _ready(self) -> None:
+        for each in self._rooms:
+            await each.ready.wait()
 
     async def stop(self) -> None:
         """Stop the rooms in reverse order: first who decides, then who trades, then who signs, then who watches."""
@@ -109,6 +133,9 @@ class Supervisor:
             answered = each.ready.is_set()
             each.ready.clear()
             if self._stopping:
+                return
+            if status == _REFUSED and not answered and each.restarts == 0:
+                self._refused.put_nowait(each.room.name)
                 return
             if answered and asyncio.get_running_loop().time() - started > _HEALTHY_S:
                 failures = 0
@@ -147,6 +174,13 @@ async def supervise(home: DeskHome, rooms: Sequence[Room]) -> AsyncGenerator[Sup
             await supervisor.stop()
     finally:
         lock.release()
+
+
+def _last_words(log_file: Path) -> str:
+    """Return why a room did not start, as it said itself in its log."""
+    lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines() if log_file.exists() else []
+    said = next((line for line in reversed(lines) if _WILL_NOT in line), "")
+    return said.partition(_WILL_NOT)[2].strip() or f"it ended with status {_REFUSED}"
 
 
 async def answers(socket: Path) -> bool:
