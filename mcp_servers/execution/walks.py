@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from mcp_servers.execution.gate import GateCode
-from trading.domain.approvals import Approval
+from trading.domain.approvals import Approval, Fate
 from trading.domain.errors import GateRefused, TradingError
 from trading.domain.identifiers import ApprovalId
 from trading.domain.orders import Order
@@ -67,10 +67,17 @@ def known(value: T | None) -> T:
     return value
 
 
+_FATE_WORDS: Final = {
+    Fate.CONSUMED.value: "the approval was used already",
+    Fate.LAPSED.value: "the approval expired unused",
+    Fate.VOIDED.value: "the approval was given back, or a halt made it void",
+}
+
+
 def fate_written(fate: str) -> GateRefused:
     """Return the refusal of an approval whose fate is written."""
     return GateRefused(
-        f"the approval has been {fate} already",
+        _FATE_WORDS.get(fate, f"the approval is {fate} already"),
         code=GateCode.FATE_WRITTEN.value,
         suggestion="ask risk for a new approval",
     )

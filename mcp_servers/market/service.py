@@ -22,6 +22,10 @@ from trading.ports.clock import Clock
 DAY_MS: Final = 86_400_000
 
 
+def _same_asset(symbol: str, near: Sequence[str]) -> bool:
+    return bool(near) and symbol.upper().startswith(near[0].partition("/")[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Tick:
     """Everything a ticker shows of one instrument."""
@@ -122,8 +126,9 @@ class MarketService:
         names = tuple(item.symbol for item in known)
         near = did_you_mean(symbol, names)
         raise UnknownInstrument(
-            f"{self.venue} has no such symbol here",
-            suggestion=f"did you mean {near[0]}?" if near else "use market_search_instruments",
+            f"{self.venue} has no {symbol[:41]!r} here",
+            # Another base is another asset: ETH/USDT is not a way to write BTC/USDT.
+            suggestion=f"did you mean {near[0]}?" if _same_asset(symbol, near) else "use market_search_instruments",
             allowed=near or names[:10],
         )
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from trading.adapters import codec
 from trading.adapters.signing import digest
-from trading.domain.errors import InvalidValue, StaleData
+from trading.domain.errors import InvalidValue, StaleData, UnknownInstrument
 from trading.domain.identifiers import AccountId, AgentId, DecisionId, Symbol, Venue
 from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import Side
@@ -87,6 +87,7 @@ def intent_of(frame: Frame, request: OrderRequest, *, decided: bool) -> OrderInt
     A size that rounds to nothing stays unrounded, so that the rules can name what is wrong with it.
 
     Raises:
+        UnknownInstrument: the amount is not in base and the desk does not trade the symbol on that venue.
         InvalidValue: the order contradicts itself, or a figure that its unit needs is missing.
         StaleData: there is no price to convert the amount with.
     """
@@ -101,6 +102,13 @@ def intent_of(frame: Frame, request: OrderRequest, *, decided: bool) -> OrderInt
         )
         quantity = sized(market.instrument) or _unrounded(sized, market.instrument, request)
     elif request.unit is not SizeUnit.BASE:
+        known = [item.symbol for item in frame.markets if item.venue == request.venue]
+        if request.symbol not in known:
+            raise UnknownInstrument(
+                f"{request.venue} has no {request.symbol} on this desk",
+                suggestion="use a symbol and a venue of this desk; leave venue out",
+                allowed=tuple(sorted({item.symbol for item in frame.markets})),
+            )
         raise StaleData(f"{request.symbol} has no rules here, so an amount in {request.unit} cannot be converted")
     return OrderIntent(
         account_id=request.account_id,

@@ -305,6 +305,8 @@ async def test_an_unknown_symbol_gets_the_nearest_name(ask: Asker) -> None:
         "did you mean BTC/USDT?",
         ("BTC/USDT",),
     )
+    error = await refused(ask("market_get_instrument", symbol="ETH/USDT"))
+    assert error.suggestion == "use market_search_instruments"  # another asset is no misspelling of this one
     error = await refused(ask("market_get_instrument", symbol="BTC/USDT", venue="kraken"))
     assert (error.code, error.allowed) == ("UNKNOWN_VENUE", ("binance", "paper"))
     assert (await ask("market_search_instruments", query="doge"))["instruments"] == []

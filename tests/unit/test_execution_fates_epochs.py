@@ -8,6 +8,7 @@ import pytest
 
 from mcp_servers.execution.epochs import Ignored, Learned, remembered_pulse
 from mcp_servers.execution.gate import GateCode
+from mcp_servers.execution.walks import Refusal
 from tests.execution_support import Desk
 from trading.adapters.signing import Envelope
 from trading.domain.approvals import Epoch, Fate, TradingState
@@ -39,6 +40,9 @@ async def test_an_approval_that_nobody_brought_lapses_by_our_clock() -> None:
     assert [(each.approval_id, each.fate, each.reason) for each in ended] == [(approval_id, Fate.LAPSED, "EXPIRED")]
     assert await desk.service.fates.lapse_due() == 0
     assert await desk.refusal(approval_id) == GateCode.FATE_WRITTEN
+    again = await desk.submit(approval_id)
+    assert isinstance(again, Refusal)
+    assert "expired unused" in str(again.error)
 
 
 async def test_an_approval_given_while_we_were_away_lapses_at_the_start() -> None:

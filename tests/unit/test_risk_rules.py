@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -13,6 +14,8 @@ from mcp_servers.risk.policies.pipeline import RULES
 from tests.risk_support import DATA_ID, Desk, codes, market, open_desk, order, sell, wide_limits, wide_symbol
 from trading.domain.approvals import Effect, TradingState
 from trading.domain.denials import Rule
+from trading.domain.errors import UnknownInstrument
+from trading.domain.identifiers import Symbol
 from trading.domain.market_data import Side
 from trading.domain.proposals import Mode, OrderType, TimeInForce
 from trading.domain.sizing import SizeUnit
@@ -297,6 +300,14 @@ async def test_every_unit_is_rounded_down_to_the_step(
     assert answer.approved[0].approval.order.stop_price is None
 
 
+async def test_a_symbol_that_is_not_traded_here_is_not_called_late_data() -> None:
+    desk = await open_desk()
+    asked = replace(order(amount="500", unit=SizeUnit.QUOTE), symbol=Symbol("DOGE/USDT"))
+    with pytest.raises(UnknownInstrument) as refused:
+        desk.risk.check_order(asked)
+    assert BTC_USDT in refused.value.allowed
+
+
 @pytest.mark.parametrize(
     ("amount", "unit", "stop"),
     [
@@ -347,8 +358,6 @@ async def test_largest_size_allowed_now_is_sharp(asked: OrderRequest) -> None:
     await desk.ask(order(amount="0.1"))
     largest = desk.risk.check_order(asked).max_allowed_now
     assert largest is not None
-    from dataclasses import replace
-
     assert desk.risk.check_order(replace(asked, amount=largest.quantity)).passed
     assert not desk.risk.check_order(replace(asked, amount=largest.quantity + Decimal("0.00001"))).passed
 
