@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import partial
 from typing import TypeVar
 
@@ -36,6 +37,7 @@ from trading.domain.events import (
     VoteCast,
 )
 from trading.domain.identifiers import AgentId, ApprovalId, ClientOrderId, DecisionId, ProposalId
+from trading.domain.money import ZERO, add
 from trading.domain.proposals import TradeProposal
 from trading.domain.voting import Decision, Outcome, QuorumPolicy, Roster, RosterMember, Vote, tally
 
@@ -80,7 +82,9 @@ class Prover:
         self._members: dict[AgentId, tuple[RosterMember, int, int | None]] = {}
         self._proposals: dict[ProposalId, tuple[TradeProposal, str]] = {}
         self._votes: dict[ProposalId, dict[AgentId, tuple[Vote, str]]] = {}
-        self._approved: dict[DecisionId, Decision] = {}
+        self._decided: set[ProposalId] = set()
+        self._approved: dict[DecisionId, TradeProposal] = {}
+        self._granted: dict[DecisionId, Decimal] = {}
 
     async def run(self, ledgers: Ledgers) -> Proofs:
         """Check everything in the ledgers and return what was found.
@@ -169,12 +173,17 @@ class Prover:
         proposal, proposal_digest = _find(self._proposals, decided.proposal_id, "a decision on an unknown proposal")
         votes = self._votes.pop(decided.proposal_id, {})
         counted = [vote for vote, key in votes.values() if key in decision.vote_digests]
+        recorded = (decided.proposal_id, decided.decision_id, decided.outcome, decided.tally)
+        signed = (decision.proposal_id, decision.decision_id, decision.tally.outcome, decision.tally)
+        _require(recorded == signed, "the recorded decision is not the signed one")
+        _require(decided.proposal_id not in self._decided, "a second decision on one proposal")
+        self._decided.add(decided.proposal_id)
         _require(decision.proposal_digest == proposal_digest, "the decision is on other bytes")
         _require(len(counted) == len(decision.vote_digests), "a counted vote is not in the ledger")
         again = tally(QuorumPolicy(), self._roster(proposal.roster_version), proposal.trade_class, counted)
         if decision.tally.outcome is Outcome.APPROVED:
             _require(again.approved, f"counted again it is rejected: {', '.join(again.reasons)}")
-            self._approved[decision.decision_id] = decision
+            self._approved[decision.decision_id] = proposal
         self._proofs.checked["decisions"] += 1
 
     def _risk(self, event: EventEnvelope) -> None:
@@ -185,10 +194,23 @@ class Prover:
         approval = event.payload.approval
         _require(payload == codec.canonical(approval), "the recorded approval is not the signed one")
         if approval.decision_id is not None:
-            _require(approval.decision_id in self._approved, "approved on a decision that did not approve")
+            self._check_decided(approval, approval.decision_id)
         _require(approval.approval_id not in self._proofs.approvals, "the approval was issued twice")
         self._proofs.approvals[approval.approval_id] = approval
         self._proofs.checked["approvals"] += 1
+
+    def _check_decided(self, approval: Approval, decision_id: DecisionId) -> None:
+        """Require that the vote was on this trade, and that all its approvals together stay within it."""
+        proposal = _find(self._approved, decision_id, "approved on a decision that did not approve")
+        order, wanted = approval.order, proposal.order
+        _require(
+            (approval.agent_id, order.account_id, order.symbol, order.side)
+            == (proposal.agent_id, wanted.account_id, wanted.symbol, wanted.side),
+            "approved another trade than the one decided on",
+        )
+        granted = add(self._granted.get(decision_id, ZERO), order.quantity)
+        _require(granted <= wanted.quantity, "approved more than was decided on")
+        self._granted[decision_id] = granted
 
     def _execution(self, event: EventEnvelope) -> None:
         if not isinstance(event.payload, OrderInitialized):
