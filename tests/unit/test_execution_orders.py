@@ -364,7 +364,9 @@ async def test_absent_needs_three_spaced_not_founds_after_the_send_window() -> N
     assert len(desk.faulty.handed_over) == 1
 
 
-async def test_an_order_that_is_heard_of_while_it_is_looked_up_is_not_called_absent() -> None:
+async def test_an_order_that_is_heard_of_while_it_is_looked_up_is_not_called_absent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     desk = await Desk().start()
     order = await _lost(desk)
     await desk.tick(2_000)
@@ -373,7 +375,7 @@ async def test_an_order_that_is_heard_of_while_it_is_looked_up_is_not_called_abs
     async def crossed(_: ClientOrderId) -> None:
         await heard(desk, report(order, VenueOrderState.OPEN))
 
-    desk.faulty.query = crossed
+    monkeypatch.setattr(desk.faulty, "query", crossed)
     assert await _rounds(desk, order, 1) is OrderStatus.ACCEPTED
 
 
@@ -385,16 +387,16 @@ async def test_an_order_that_was_answered_is_not_lost_by_an_older_doubt() -> Non
     assert (await desk.stored(order)).status is OrderStatus.ACCEPTED
 
 
-async def test_a_commit_that_dies_of_anything_is_never_taken_for_durable() -> None:
+async def test_a_commit_that_dies_of_anything_is_never_taken_for_durable(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = await Desk().start()
     order = await desk.resting()
     real = desk.ledger.commit
 
     async def die(_: Unit) -> None:
-        desk.ledger.commit = real
+        monkeypatch.setattr(desk.ledger, "commit", real)
         raise RuntimeError("a fault of our own")
 
-    desk.ledger.commit = die
+    monkeypatch.setattr(desk.ledger, "commit", die)
     desk.service.lifecycle.alarm("TEST", "must reach the ledger", subject=order.order_id)
     with pytest.raises(RuntimeError):
         await desk.service.lifecycle.flush()
