@@ -60,7 +60,7 @@ def desk_rooms(options: RunOptions) -> list[Room]:
         "GREKKO_MARKET_SOURCE": options.market,
         "GREKKO_MARKET_SPEED": str(options.speed),
         "GREKKO_MARKET_LOOP": str(options.loop).lower(),
-        "GREKKO_EXECUTION_SEED": str(options.seed),
+        "GREKKO_EXECUTION_VENUE_SEED": str(options.seed),
         "GREKKO_COORDINATOR_ROOMS": "socket",  # never start rooms of its own beside the supervised ones
     }
     return [Room(name, module, environment=environment) for name, module in ROOM_MODULES.items()]
