@@ -10,7 +10,12 @@ ARGS ?=
 PYTEST_ARGS ?=
 ONLY ?=
 
-.PHONY: help setup run test check bench model lock clean
+# What tests talk to beside Python packages: a browser, a time series database, an EVM node and published contracts.
+APT_TOOLS := chromium fonts-liberation victoria-metrics
+NPM_TOOLS := @foundry-rs/anvil@1.7.1 @uniswap/v2-core@1.0.1 @uniswap/v2-periphery@1.1.0-beta.0 @uniswap/v3-core@1.0.1 \
+	@uniswap/v3-periphery@1.4.4 @modelcontextprotocol/ext-apps@2.0.4
+
+.PHONY: help setup tools run test soak check bench model lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
@@ -25,13 +30,26 @@ $(VENV)/.ok: requirements.lock pyproject.toml
 
 setup: $(VENV)/.ok ## install the locked requirements
 
+$(VENV)/.tools: $(VENV)/.ok Makefile
+	@echo "==> installing what the tests talk to: $(APT_TOOLS)"
+	@dpkg -s $(APT_TOOLS) >/dev/null 2>&1 || { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(APT_TOOLS) >/dev/null; }
+	@echo "==> and from npm: $(NPM_TOOLS)"
+	@npm install --prefix $(VENV)/node --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error $(NPM_TOOLS)
+	@touch $@
+
+tools: $(VENV)/.tools ## install what the tests talk to (browser, time series database, EVM node)
+
 run: $(VENV)/.ok ## run the desk on paper (ARGS="--for 30 --report report.json")
 	@echo "==> grekko run $(ARGS)"
 	@$(BIN)/grekko run $(ARGS)
 
-test: check ## every static gate, then the whole test suite
+test: check $(VENV)/.tools ## every static gate, then the whole test suite
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: $(VENV)/.tools ## long randomized and sustained-load runs
+	@$(BIN)/python -m pytest -m soak --timeout 900 $(PYTEST_ARGS)
 
 check: $(VENV)/.ok ## format, lint, types and the import contracts
 	@echo "==> ruff"
