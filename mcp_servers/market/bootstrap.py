@@ -11,8 +11,11 @@ from redis.asyncio import Redis
 
 from mcp_servers.hosting import stop_process
 from mcp_servers.market.candles import CandleStore
+from mcp_servers.market.health import Health
+from mcp_servers.market.history import History
 from mcp_servers.market.pipeline import MarketPipeline
-from mcp_servers.market.service import Health, MarketService
+from mcp_servers.market.prices import Prices
+from mcp_servers.market.service import MarketService
 from mcp_servers.market.settings import MarketSettings, load_addresses
 from mcp_servers.market.sources.base import MarketSource, SourceState, SourceStatus
 from mcp_servers.market.sources.ccxt_live import CcxtLiveSource, open_exchange
@@ -140,9 +143,16 @@ def _service(
     health: Callable[[], Health],
 ) -> MarketService:
     aliases = (desk.venue,) if desk.mode is Mode.PAPER else ()
-    return MarketService(
-        feed, candles, clock, venue=desk.market_venue, aliases=aliases, max_age_ms=market.max_age_ms, health=health
+    prices = Prices(
+        feed,
+        candles,
+        clock,
+        venue=desk.market_venue,
+        aliases=aliases,
+        max_age_ms=market.max_age_ms,
+        source=lambda: health().status,
     )
+    return MarketService(prices, History(candles), health)
 
 
 async def _open_source(

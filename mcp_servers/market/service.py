@@ -1,226 +1,33 @@
-"""The questions the market room answers, from memory alone."""
+"""The market room's parts, as its tools reach them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from decimal import Decimal
-from typing import Final, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from mcp_servers.market.candles import CandleStore
-from mcp_servers.market.order_book import BookState
-from mcp_servers.market.sources.base import SourceState, SourceStatus
-from mcp_servers.tool_errors import did_you_mean
-from trading.adapters.market_stream import InstrumentStatus, MarketFeed
-from trading.domain.errors import InvalidValue, StaleData, Unavailable, UnknownInstrument
-from trading.domain.identifiers import Symbol, Venue
-from trading.domain.instruments import Instrument, InstrumentId
-from trading.domain.market_data import Candle, OrderBook, Side, TradePrint, WalkedBook
-from trading.domain.money import ZERO, difference_bps, divide, multiply, quantize_nearest, subtract
-from trading.ports.clock import Clock
-
-DAY_MS: Final = 86_400_000
-
-
-def _same_asset(symbol: str, near: Sequence[str]) -> bool:
-    return bool(near) and symbol.upper().startswith(near[0].partition("/")[0])
+from mcp_servers.market.health import Health
+from mcp_servers.market.history import History
+from mcp_servers.market.prices import Prices
+from mcp_servers.market.sources.base import SourceState
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
-    """Everything a ticker shows of one instrument."""
-
-    instrument: Instrument
-    book: OrderBook | None
-    last: TradePrint | None
-    volume: Decimal
-    age_ms: int | None
-    stale: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a market order would get; amounts as in ``schemas.FillEstimate``."""
-
-    instrument: Instrument
-    requested: Decimal
-    walked: WalkedBook
-    fee: Decimal
-    impact_bps: Decimal | None
-    age_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """What this process knows of its own feed, beside the ages.
+class MarketService:
+    """What the server's lifespan yields.
 
     Attributes:
-        role: ``publisher`` or ``follower``.
-        books: state and counters of each book that is built here; empty in a follower.
-        counters: of pipeline, publisher or view.
-    """
-
-    role: str
-    source: str
-    status: SourceStatus
-    bus_connected: bool
-    books: Mapping[InstrumentId, tuple[BookState, dict[str, int]]] = field(
-        default_factory=dict[InstrumentId, tuple[BookState, dict[str, int]]]
-    )
-    counters: Mapping[str, int] = field(default_factory=dict[str, int])
-
-
-class MarketService:
-    """Answers from the newest values; never waits.
-
-    Args:
-        feed: the books and trades of this desk.
-        candles: built from the same trades.
-        venue: whose data it is.
-        aliases: other venue names a caller may use for it (the paper venue trades on this book).
-        max_age_ms: older books are stale.
+        prices: the newest books and trades, and questions about them.
+        history: candles.
         health: what to report of source and bus.
     """
 
-    def __init__(
-        self,
-        feed: MarketFeed,
-        candles: CandleStore,
-        clock: Clock,
-        *,
-        venue: Venue,
-        aliases: Sequence[Venue] = (),
-        max_age_ms: int,
-        health: Callable[[], Health],
-    ) -> None:
-        self._feed = feed
-        self._candles = candles
-        self._clock = clock
-        self.venue = venue
-        self._aliases = frozenset((venue, *aliases))
-        self._max_age_ms = max_age_ms
-        self.health = health
-
-    def instrument(self, symbol: str, venue: str | None = None) -> Instrument:
-        """Return the rules of a symbol.
-
-        Raises:
-            UnknownInstrument: with the nearest names. InvalidValue: another venue.
-            Unavailable: the source has not given any rules yet; ``code`` says why.
-        """
-        if venue is not None and venue not in self._aliases:
-            raise InvalidValue(
-                "this desk has no market data of that venue", code="UNKNOWN_VENUE", allowed=tuple(sorted(self._aliases))
-            )
-        found = self._feed.instrument(InstrumentId(self.venue, Symbol(symbol)))
-        if found is not None:
-            return found
-        known = self._feed.instruments()
-        if not known:
-            status = self.health().status
-            raise Unavailable(
-                status.message or "the market source has not started yet",
-                code=status.code or "MARKET_STARTING",
-                suggestion="ask market_get_status",
-            )
-        names = tuple(item.symbol for item in known)
-        near = did_you_mean(symbol, names)
-        raise UnknownInstrument(
-            f"{self.venue} has no {symbol[:41]!r} here",
-            # Another base is another asset: ETH/USDT is not a way to write BTC/USDT.
-            suggestion=f"did you mean {near[0]}?" if _same_asset(symbol, near) else "use market_search_instruments",
-            allowed=near or names[:10],
-        )
-
-    def search(self, query: str) -> list[Instrument]:
-        """Return instruments whose symbol, base or quote contains ``query``, best match first."""
-        wanted = "".join(character for character in query.upper() if character.isalnum())
-
-        def rank(item: Instrument) -> tuple[int, str]:
-            compact = item.symbol.replace("/", "")
-            return (0 if compact == wanted or item.base == wanted else 1 if compact.startswith(wanted) else 2, compact)
-
-        return sorted((i for i in self._feed.instruments() if wanted in i.symbol.replace("/", "")), key=rank)
-
-    def tick(self, symbol: str, venue: str | None = None) -> Tick:
-        """Return the ticker of a symbol; raises as ``instrument`` does."""
-        instrument = self.instrument(symbol, venue)
-        book, last = self._feed.book(instrument.id), self._feed.last_trade(instrument.id)
-        age = None if book is None else book.age_ms(self._clock.now_ms())
-        volume = self._candles.volume(instrument.id, DAY_MS)
-        return Tick(instrument, book, last, volume, age, stale=book is None or self.is_stale(book))
-
-    def book(self, symbol: str, venue: str | None = None) -> OrderBook:
-        """Return the newest book, however old.
-
-        Raises:
-            StaleData: there has been none yet. Otherwise as ``instrument``.
-        """
-        instrument = self.instrument(symbol, venue)
-        book = self._feed.book(instrument.id)
-        if book is None:
-            raise StaleData("no book has arrived yet", code="NO_BOOK", suggestion="ask market_get_status")
-        return book
-
-    def age_ms(self, book: OrderBook) -> int:
-        """Return milliseconds since the book was published."""
-        return book.age_ms(self._clock.now_ms())
-
-    def is_stale(self, book: OrderBook) -> bool:
-        """Return whether no order may be priced from this book: too old, empty or crossed."""
-        return self.age_ms(book) > self._max_age_ms or not book.is_two_sided
-
-    def candles(self, symbol: str, timeframe: str, lookback_ms: int, venue: str | None = None) -> list[Candle]:
-        """Return candles, oldest first; raises as ``instrument`` does."""
-        return self._candles.candles(self.instrument(symbol, venue).id, timeframe, lookback_ms)
-
-    def is_complete(self, candle: Candle) -> bool:
-        """Return whether this process saw the candle from its beginning."""
-        return candle.open_ts_ms >= self._candles.since_ms(candle.instrument_id)
-
-    def estimate(
-        self, symbol: str, side: Side, amount: Decimal, unit: Literal["base", "quote"], venue: str | None = None
-    ) -> Estimate:
-        """Return what a market order would get from the book as it is now.
-
-        Args:
-            amount: > 0, in base or in quote without fees.
-
-        Raises:
-            StaleData: the book is too old, empty or crossed. InvalidValue: smaller than one step.
-        """
-        instrument = self.instrument(symbol, venue)
-        book = self.book(symbol, venue)
-        age = self.age_ms(book)
-        mid = book.mid
-        if mid is None or age > self._max_age_ms:
-            reason = f"it is {age} ms old" if mid is not None else "it is empty or crossed"
-            raise StaleData(f"the book of {symbol} cannot be used: {reason}", suggestion="ask market_get_status")
-        levels = book.asks if side is Side.BUY else book.bids
-        base = amount if unit == "base" else base_for_quote(levels, amount)
-        quantity = instrument.quantity_floor(base)
-        if quantity <= ZERO:
-            least = instrument.smallest_quantity(levels[0].price)
-            raise InvalidValue(
-                "the amount is smaller than one step", code="QUANTITY_TOO_SMALL", suggestion=f"at least {least} base"
-            )
-        walked = book.walk(side, quantity)
-        vwap = walked.average_price
-        impact = None if vwap is None else multiply(difference_bps(vwap, mid), Decimal(side.sign))
-        fee = multiply(walked.notional, instrument.taker_fee)
-        return Estimate(instrument, quantity, walked, fee, None if impact is None else quantize_nearest(impact, 4), age)
-
-    def newest(self, instrument_id: InstrumentId) -> OrderBook | None:
-        """Return the newest book, None before the first."""
-        return self._feed.book(instrument_id)
-
-    def feeds(self) -> tuple[InstrumentStatus, ...]:
-        """Return the ages of every instrument."""
-        return self._feed.status().instruments
+    prices: Prices
+    history: History
+    health: Callable[[], Health]
 
     def reasons_against(self) -> list[str]:
         """Return why prices should not be traded on now; empty when nothing speaks against it."""
-        health, rows = self.health(), self.feeds()
+        health, rows = self.health(), self.prices.feeds()
         reasons: list[str] = []
         if health.status.state is not SourceState.RUNNING:
             reasons.append(health.status.message or f"the source is {health.status.state.value}")
@@ -229,22 +36,8 @@ class MarketService:
         if not rows:
             reasons.append("no instrument is known yet")
         for row in rows:
-            if row.book_age_ms is None or row.book_age_ms > self._max_age_ms:
+            if row.book_age_ms is None or row.book_age_ms > self.prices.max_age_ms:
                 reasons.append(f"{row.instrument_id.symbol}: the book is stale")
             elif not row.usable:
                 reasons.append(f"{row.instrument_id.symbol}: the book is empty or crossed")
         return reasons
-
-
-def base_for_quote(levels: Sequence[tuple[Decimal, Decimal]], amount: Decimal) -> Decimal:
-    """Return how much base ``amount`` of quote buys or must be sold for, walking ``levels`` (best first).
-
-    What the levels cannot give is counted at the last price, so that it shows as unfilled.
-    """
-    remaining, base, last = amount, ZERO, ZERO
-    for price, quantity in levels:
-        value, last = multiply(price, quantity), price
-        if value >= remaining:
-            return base + divide(remaining, price)
-        remaining, base = subtract(remaining, value), base + quantity
-    return base + divide(remaining, last)

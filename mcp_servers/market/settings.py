@@ -7,29 +7,114 @@ from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from trading.adapters.config import DeskHome, DeskSettings, SectionModel, default_home, load_section, read_config
 from trading.domain.errors import ConfigurationError
 from trading.domain.proposals import Mode
 
 
+class QualitySettings(SectionModel):
+    """``[market.quality]``: what is refused for pricing.
+
+    Attributes:
+        max_skew_ms: a venue whose clock is further from ours is marked (live only).
+        outlier_bps: a mid further than this from the other venues' median is an outlier.
+        outlier_sigmas: so is one further than this many recent standard deviations from the venue's own last mids.
+    """
+
+    max_skew_ms: int = Field(default=2_000, ge=10, le=60_000)
+    outlier_bps: int = Field(default=200, ge=5, le=5_000)
+    outlier_sigmas: float = Field(default=12.0, ge=3, le=1_000, allow_inf_nan=False)
+
+
+class CacheSettings(SectionModel):
+    """``[market.cache]``: how long answers fetched from outside are kept, in seconds.
+
+    Attributes:
+        quote_s: tickers, funding rates and on-chain quotes.
+        candles_s: candles fetched from a venue.
+        rules_s: instruments and fee rates.
+        news_s: news feeds.
+        entries: answers kept in this process at most.
+    """
+
+    quote_s: float = Field(default=1.0, gt=0, le=60)
+    candles_s: float = Field(default=60.0, gt=0, le=3_600)
+    rules_s: float = Field(default=3_600.0, gt=0, le=86_400)
+    news_s: float = Field(default=300.0, gt=0, le=86_400)
+    entries: int = Field(default=10_000, ge=10, le=1_000_000)
+
+
+class InfluxSettings(SectionModel):
+    """``[market.influx]``: where ticks and candles are written as line protocol; nowhere without ``url``.
+
+    Attributes:
+        url: base address of a server that accepts InfluxDB v2 writes; ``http`` on this machine only.
+        token: sent as ``Authorization: Token``; better from ``GREKKO_INFLUX_TOKEN`` than from the file.
+        buffer: points that may wait; when it is full the oldest are dropped and counted.
+    """
+
+    url: str | None = None
+    org: str = "grekko"
+    bucket: str = "grekko"
+    token: SecretStr = SecretStr("")
+    buffer: int = Field(default=50_000, ge=100, le=1_000_000)
+
+
+class ChainSettings(SectionModel):
+    """``[market.chain]``: Uniswap pools read from a node; none without ``rpc_url``.
+
+    Attributes:
+        rpc_url: an Ethereum JSON-RPC node; ``http`` on this machine only.
+        subgraph_url: a Uniswap v3 subgraph's GraphQL endpoint, or None.
+        pools: addresses of the v2 and v3 pools that may be asked for by symbol.
+        confirmations: blocks behind the head at which prices are read.
+    """
+
+    rpc_url: str | None = None
+    subgraph_url: str | None = None
+    pools: tuple[str, ...] = ()
+    confirmations: int = Field(default=0, ge=0, le=64)
+
+
+class NewsSettings(SectionModel):
+    """``[market.news]``: RSS and Atom feeds, read but never believed.
+
+    Attributes:
+        feeds: addresses; ``http`` on this machine only.
+    """
+
+    feeds: tuple[str, ...] = ()
+
+
 class MarketSettings(SectionModel):
     """How the market server gets its data.
 
     Attributes:
-        source: ``replay`` plays a recording; ``live`` reads the exchange's public feeds.
+        source: ``replay`` plays a recording; ``live`` reads the exchanges' public feeds.
+        venues: exchanges read beside the desk's ``market_venue``, best first: when it fails, tools fall back on them.
         speed: recorded seconds per second, 0 for as fast as possible (replay only).
         loop: play the recording again at its end.
-        recording: a gzipped recording to play instead of the bundled one.
+        recording: a gzipped recording to play instead of the bundled one; hourly or minute candles when it is a CSV.
         max_age_ms: older books and tickers are marked stale, and no fill is estimated from them.
+        archive: keep candles in the ledger database.
+        backfill: ask the venue for candles from before this server's start (live only).
     """
 
     source: Literal["replay", "live"] = "replay"
+    venues: tuple[str, ...] = ()
     speed: float = Field(default=1.0, ge=0, le=10_000, allow_inf_nan=False)
     loop: bool = False
     recording: Path | None = None
     max_age_ms: int = Field(default=3_000, ge=100, le=60_000)
+    archive: bool = True
+    backfill: bool = True
+    quality: QualitySettings = QualitySettings()
+    cache: CacheSettings = CacheSettings()
+    influx: InfluxSettings = InfluxSettings()
+    chain: ChainSettings = ChainSettings()
+    news: NewsSettings = NewsSettings()
 
 
 class VenueAddresses(SectionModel):

@@ -20,8 +20,11 @@ from mcp import Client
 from mcp_servers.hosting import ToolFailure, build_server, call, call_reply, open_client
 from mcp_servers.market.bootstrap import open_market
 from mcp_servers.market.candles import CandleStore
+from mcp_servers.market.health import Health
+from mcp_servers.market.history import History
+from mcp_servers.market.prices import Prices, base_for_quote
 from mcp_servers.market.server import build, register
-from mcp_servers.market.service import Health, MarketService, base_for_quote
+from mcp_servers.market.service import MarketService
 from mcp_servers.market.settings import MarketSettings, load_addresses
 from mcp_servers.market.sources import replay
 from mcp_servers.market.sources.base import SourceState, SourceStatus
@@ -204,14 +207,17 @@ class Still:
         self.feed = LocalMarketFeed(self.clock, feed=Feed.REPLAY, instruments=[build_instrument(venue="binance")])
         self.candles = CandleStore()
         self.state = SourceStatus(SourceState.RUNNING)
-        self.service = MarketService(
+        prices = Prices(
             self.feed,
             self.candles,
             self.clock,
             venue=Venue("binance"),
             aliases=(Venue("paper"),),
             max_age_ms=3_000,
-            health=lambda: Health("publisher", "replay", self.state, True),
+            source=lambda: self.state,
+        )
+        self.service = MarketService(
+            prices, History(self.candles), lambda: Health("publisher", "replay", self.state, True)
         )
 
     def book(self, bids: list[list[str]], asks: list[list[str]]) -> None:

@@ -1,0 +1,1 @@
+"""What the market tools answer, one module per group of tools."""

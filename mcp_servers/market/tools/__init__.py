@@ -1,0 +1,1 @@
+"""The tools of the market server, one module per group; each has ``register(read)``."""
