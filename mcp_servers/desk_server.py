@@ -18,24 +18,26 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Any, Final, TypeVar
 
 import orjson
+from mcp.server import Server
 from mcp.server.auth.provider import TokenVerifier
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.caching import CacheHint
 from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, ServerRequestContext
+from mcp.server.extension import Extension
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.stdio import stdio_server
 from mcp.server.subscriptions import SubscriptionBus
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp.shared.exceptions import MCPError
-from mcp.types import CallToolResult, Icon, InputRequiredResult, TextContent, Tool, ToolAnnotations
+from mcp.types import CallToolResult, Icon, InputRequiredResult, Resource, TextContent, Tool, ToolAnnotations
 from starlette.applications import Starlette
 
 from mcp_servers.authorization import AuthorizationSettings, principal_now
 from mcp_servers.calls import Call, answering, current_call
 from mcp_servers.envelope import MAX_CHARS
 from mcp_servers.rate_limits import RateLimiter
-from mcp_servers.tool_conventions import broken_convention, lean
+from mcp_servers.tool_conventions import app_of, broken_convention, lean
 from mcp_servers.tool_errors import ScopeMissing, did_you_mean, failure, is_internal, problem_of
 from trading.adapters.clock import SystemClock, Uuid7Factory
 from trading.domain.errors import InvalidValue, TradingError
@@ -78,6 +80,7 @@ class DeskServer(MCPServer[A]):
         ids: IdFactory,
         middleware: Sequence[ServerMiddleware[Any]],
         subscriptions: SubscriptionBus | None,
+        extensions: Sequence[Extension],
     ) -> None:
         self.mode = mode
         self.authorization = authorization
@@ -86,6 +89,7 @@ class DeskServer(MCPServer[A]):
         self._clock = clock
         self._ids = ids
         self._listing: dict[str, Tool] = {}
+        self._listed_resources: list[Resource] = []
         self._scopes: dict[str, str] = {}
         self.startup_failure: Exception | None = None
         if not logging.getLogger().handlers:
@@ -99,6 +103,7 @@ class DeskServer(MCPServer[A]):
             lifespan=lambda _: self._noting_failure(lifespan),
             middleware=[self._answer, *middleware],
             subscriptions=subscriptions,
+            extensions=extensions,
             # What a caller is shown depends on its token, so nothing between us may share it.
             cache_hints={"tools/list": CacheHint(ttl_ms=60_000, scope="private")},
         )
@@ -135,6 +140,9 @@ class DeskServer(MCPServer[A]):
         text = inspect.cleandoc(description or fn.__doc__ or "")
         scope = str((meta or {}).get(_SCOPE_KEY, ""))
         problem = broken_convention(fn, found, title, text, annotations, scope)
+        page = app_of(meta)
+        if not problem and page and all(page != item.uri for item in self._resource_manager.list_resources()):
+            problem = f"give build_server the extension that serves {page}"
         if problem or found in self._scopes:
             raise TypeError(f"tool {found}: {problem or 'registered twice'}")
         super().add_tool(fn, found, title, text, annotations, icons, meta, structured_output)
@@ -152,6 +160,19 @@ class DeskServer(MCPServer[A]):
     def scopes(self) -> tuple[str, ...]:
         """Return every scope a tool of this server asks for, sorted."""
         return tuple(sorted(set(self._scopes.values())))
+
+    @property
+    def protocol(self) -> Server[A]:
+        """The SDK's protocol layer, for requests that its tool layer does not serve (see ``desk_resources``)."""
+        return self._lowlevel_server
+
+    async def list_resources(self) -> list[Resource]:
+        """Return the resources to be found without knowing a template."""
+        return [*await super().list_resources(), *self._listed_resources]
+
+    def list_resource(self, resource: Resource) -> None:
+        """Show one address of a resource template in the list of resources."""
+        self._listed_resources.append(resource)
 
     # ---- one call
 
@@ -285,6 +306,7 @@ def build_server(
     ids: IdFactory | None = None,
     middleware: Sequence[ServerMiddleware[Any]] = (),
     subscriptions: SubscriptionBus | None = None,
+    extensions: Sequence[Extension] = (),
 ) -> DeskServer[A]:
     """Return a room's server, without tools.
 
@@ -301,6 +323,7 @@ def build_server(
         clock, ids: the machine's unless a test says otherwise.
         middleware: the room's own, inside ours.
         subscriptions: where resource cues are published.
+        extensions: of the protocol; ``Apps`` with the pages that tools name as their ``app``.
     """
     found_clock = clock or SystemClock()
     return DeskServer(
@@ -316,6 +339,7 @@ def build_server(
         ids=ids or Uuid7Factory(),
         middleware=middleware,
         subscriptions=subscriptions,
+        extensions=extensions,
     )
 
 
@@ -328,6 +352,7 @@ def tool(
     idempotent: bool,
     open_world: bool,
     scope: str,
+    app: str | None = None,
 ) -> Callable[[F], F]:
     """Register an ``async def`` as a tool of ``server``; its docstring is the description the model reads.
 
@@ -339,6 +364,7 @@ def tool(
         idempotent: the same call twice is the same as once.
         open_world: it reaches beyond the desk (an exchange, a node, the web).
         scope: ``<room>:<verb>``, what a token must hold, for example ``market:read``.
+        app: ``ui://`` address of the page that shows its result, in hosts that can.
     """
 
     def register(fn: F) -> F:
@@ -349,7 +375,8 @@ def tool(
             idempotent_hint=idempotent,
             open_world_hint=open_world,
         )
-        server.add_tool(fn, title=title, annotations=hints, meta={_SCOPE_KEY: scope})
+        shown = {} if app is None else {"ui": {"resourceUri": app}}
+        server.add_tool(fn, title=title, annotations=hints, meta={_SCOPE_KEY: scope, **shown})
         return fn
 
     return register
@@ -366,11 +393,12 @@ def _is_error(result: HandlerResult) -> bool:
 
 
 def _compact(name: str, result: CallToolResult | InputRequiredResult) -> CallToolResult | InputRequiredResult:
-    """Replace the SDK's indented copy of the data by compact JSON: the same facts in fewer tokens."""
+    """Replace the SDK's indented copy of the data by compact JSON: the same facts in fewer tokens; pictures stay."""
     if not isinstance(result, CallToolResult) or result.is_error or result.structured_content is None:
         return result
     text = orjson.dumps(result.structured_content).decode()
     if len(text) > MAX_CHARS:
         # Cutting here could hide an order's receipt, so the room must page; say so where it is seen.
         log.warning("tool %s answered %d characters, more than %d", name, len(text), MAX_CHARS)
-    return result.model_copy(update={"content": [TextContent(type="text", text=text)]})
+    added = [block for block in result.content if not isinstance(block, TextContent)]
+    return result.model_copy(update={"content": [TextContent(type="text", text=text), *added]})

@@ -10,7 +10,7 @@ from typing import Final, Literal
 from mcp_servers.market.candles import CandleStore
 from mcp_servers.market.sources.base import SourceStatus
 from mcp_servers.tool_errors import did_you_mean
-from trading.adapters.market_stream import InstrumentStatus, MarketFeed
+from trading.adapters.market_stream import InstrumentStatus, MarketFeed, Subscription
 from trading.domain.errors import InvalidValue, StaleData, Unavailable, UnknownInstrument
 from trading.domain.identifiers import Symbol, Venue
 from trading.domain.instruments import Instrument, InstrumentId
@@ -180,6 +180,10 @@ class Prices:
         impact = None if vwap is None else multiply(difference_bps(vwap, mid), Decimal(side.sign))
         fee = multiply(walked.notional, instrument.taker_fee)
         return Estimate(instrument, quantity, walked, fee, None if impact is None else quantize_nearest(impact, 4), age)
+
+    def subscribe_books(self) -> Subscription[OrderBook]:
+        """Return every instrument's books from now on; one that waits is replaced by a newer one."""
+        return self._feed.subscribe_books()
 
     def newest(self, instrument_id: InstrumentId) -> OrderBook | None:
         """Return the newest book, None before the first."""

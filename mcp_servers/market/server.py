@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Final
 
+from mcp_servers.desk_resources import ResourceBus, serve_completions, serve_subscriptions
 from mcp_servers.hosting import DeskServer, build_server, load_authorization, tool_kind
+from mcp_servers.market import prompts, resources
 from mcp_servers.market.bootstrap import open_market
 from mcp_servers.market.service import MarketService
 from mcp_servers.market.settings import MarketSettings, check_allowed, load_market_settings
@@ -30,15 +34,27 @@ def build(market: MarketSettings | None = None) -> DeskServer[MarketService]:
     """
     desk, chosen = load_settings(), market or load_market_settings()
     check_allowed(desk, chosen)
+    bus = ResourceBus()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncGenerator[MarketService]:
+        async with open_market(desk, chosen) as service, resources.cueing(service.prices.subscribe_books, bus):
+            yield service
+
     server: DeskServer[MarketService] = build_server(
         "grekko-market",
         title="Market",
         instructions=_INSTRUCTIONS,
-        lifespan=lambda: open_market(desk, chosen),
+        lifespan=lifespan,
         mode=desk.mode,
         authorization=load_authorization(),
+        subscriptions=bus,
     )
     register(server)
+    resources.register(server, desk.symbols)
+    serve_subscriptions(server, bus, may_follow=resources.may_follow)
+    serve_completions(server, resources.complete)
+    prompts.register(server)
     return server
 
 
