@@ -1,7 +1,8 @@
 """Candles from trades, in memory.
 
 Two bounded series are kept per instrument, of seconds and of minutes; every other timeframe is put together from one
-of them when asked. Intervals in which nothing was traded do not exist. Times are the venue's.
+of them when asked. A market that gives finished bars instead of trades has one series of its bars, and no timeframe
+shorter than them. Intervals in which nothing was traded do not exist. Times are the venue's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from trading.domain.money import ZERO, add
 
 SECOND_MS: Final = 1_000
 MINUTE_MS: Final = 60_000
+DAY_MS: Final = 1_440 * MINUTE_MS
 #: Timeframes and their length in milliseconds.
 TIMEFRAMES: Final[dict[str, int]] = {
     "1s": SECOND_MS,
@@ -27,10 +29,11 @@ TIMEFRAMES: Final[dict[str, int]] = {
     "15m": 15 * MINUTE_MS,
     "1h": 60 * MINUTE_MS,
     "4h": 240 * MINUTE_MS,
-    "1d": 1_440 * MINUTE_MS,
+    "1d": DAY_MS,
 }
 _SECONDS_KEPT: Final = 7_200
 _MINUTES_KEPT: Final = 10_080
+_BARS_KEPT: Final = 50_000
 
 
 @dataclass(slots=True)
@@ -57,6 +60,15 @@ class _Series:
         self._kept = kept
         self._newest = -1
 
+    def since(self, earliest_ms: int) -> list[tuple[int, _Bar]]:
+        """Return the bars that end after ``earliest_ms``, oldest first."""
+        found: list[tuple[int, _Bar]] = []
+        for start, bar in reversed(self.bars.items()):
+            if start + self.interval_ms <= earliest_ms:
+                break
+            found.append((start, bar))
+        return found[::-1]
+
     def add(self, ts_ms: int, price: Decimal, quantity: Decimal) -> None:
         start = ts_ms - ts_ms % self.interval_ms
         bar = self.bars.get(start)
@@ -78,6 +90,16 @@ class _Series:
         if len(self.bars) > self._kept:
             del self.bars[next(iter(self.bars))]
 
+    def append(self, bar: Candle) -> bool:
+        """Add a finished bar; False, and nothing is changed, when it is not later than the newest."""
+        if bar.open_ts_ms <= self._newest or bar.open_ts_ms % self.interval_ms:
+            return False
+        self.bars[bar.open_ts_ms] = _Bar(bar.open, bar.high, bar.low, bar.close, bar.volume, bar.trades)
+        self._newest = bar.open_ts_ms
+        if len(self.bars) > self._kept:
+            del self.bars[next(iter(self.bars))]
+        return True
+
 
 class CandleStore:
     """Candles of any number of instruments."""
@@ -85,6 +107,7 @@ class CandleStore:
     def __init__(self) -> None:
         self._seconds: dict[InstrumentId, _Series] = {}
         self._minutes: dict[InstrumentId, _Series] = {}
+        self._finished: dict[InstrumentId, _Series] = {}
         self._now: dict[InstrumentId, int] = {}
         self._since: dict[InstrumentId, int] = {}
 
@@ -97,6 +120,25 @@ class CandleStore:
         seconds.add(ts_ms, price, quantity)
         self._minutes[instrument_id].add(ts_ms, price, quantity)
         self.advance(instrument_id, ts_ms)
+
+    def add_bar(self, bar: Candle) -> None:
+        """Take in a finished bar of a market whose trades are not known; its close becomes the newest venue time.
+
+        Raises:
+            InvalidValue: it is still open, not later than the bar before it, or of another length.
+        """
+        key = bar.instrument_id
+        series = self._finished.get(key) or _Series(bar.interval_ms, _BARS_KEPT)
+        if not bar.closed or bar.interval_ms != series.interval_ms or not series.append(bar):
+            raise InvalidValue("the bar does not continue the series", code="MALFORMED")
+        self._finished[key] = series
+        self._since.setdefault(key, bar.open_ts_ms)
+        self.advance(key, bar.open_ts_ms + bar.interval_ms)
+
+    def last_close(self, instrument_id: InstrumentId) -> Decimal | None:
+        """Return the close of the newest finished bar given to ``add_bar``, None without one."""
+        series = self._finished.get(instrument_id)
+        return None if series is None else next(reversed(series.bars.values())).close
 
     def advance(self, instrument_id: InstrumentId, ts_ms: int) -> None:
         """Note that the venue's clock has reached ``ts_ms``: candles that end by then are closed."""
@@ -123,9 +165,10 @@ class CandleStore:
             raise InvalidValue("there is no such timeframe", code="INVALID_TIMEFRAME", allowed=tuple(TIMEFRAMES))
         now = self.now_ms(instrument_id)
         merged: dict[int, _Bar] = {}
-        for start, bar in self._bars(instrument_id, interval):
+        earliest = now - lookback_ms
+        for start, bar in self._bars(instrument_id, interval, earliest - earliest % interval):
             opened = start - start % interval
-            if opened + interval <= now - lookback_ms:
+            if opened + interval <= earliest:
                 continue
             known = merged.get(opened)
             if known is None:
@@ -144,11 +187,15 @@ class CandleStore:
         """Return the base quantity traded in the minutes that began within the last ``window_ms``."""
         earliest = self.now_ms(instrument_id) - window_ms
         total = ZERO
-        for start, bar in self._bars(instrument_id, MINUTE_MS):
+        for start, bar in self._bars(instrument_id, DAY_MS, earliest):
             if start >= earliest - earliest % MINUTE_MS:
                 total = add(total, bar.volume)
         return total
 
-    def _bars(self, instrument_id: InstrumentId, interval: int) -> list[tuple[int, _Bar]]:
+    def _bars(self, instrument_id: InstrumentId, interval: int, earliest_ms: int) -> list[tuple[int, _Bar]]:
+        """Return the bars that end after ``earliest_ms`` and of which bars of ``interval`` can be put together."""
+        finished = self._finished.get(instrument_id)
+        if finished is not None:
+            return finished.since(earliest_ms) if interval % finished.interval_ms == 0 else []
         series = (self._minutes if interval >= MINUTE_MS else self._seconds).get(instrument_id)
-        return list(series.bars.items()) if series is not None else []
+        return series.since(earliest_ms) if series is not None else []

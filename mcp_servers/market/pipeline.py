@@ -18,6 +18,7 @@ from typing import Final, Protocol
 from mcp_servers.market.candles import CandleStore
 from mcp_servers.market.order_book import BookState, DepthBook
 from mcp_servers.market.sources.base import (
+    Bar,
     BestQuote,
     Difference,
     MarketSource,
@@ -88,7 +89,9 @@ class MarketPipeline:
         self._clock = clock
         self._on_position = on_position
         self._tracked: dict[InstrumentId, _Tracked] = {}
-        self.counters: dict[str, int] = dict.fromkeys(("updates", "trades", "books", "malformed", "restarts"), 0)
+        self.counters: dict[str, int] = dict.fromkeys(
+            ("updates", "trades", "books", "bars", "malformed", "restarts"), 0
+        )
 
     async def run(self) -> None:
         """Carry updates until the source ends."""
@@ -139,6 +142,9 @@ class MarketPipeline:
                 tracked = self._track(update.instrument_id)
                 tracked.book.snapshot(update.last_id, update.bids, update.asks)
                 self._book_changed(update.instrument_id, tracked, update.venue_ts_ms, update.received_ts_ms)
+            case Bar():
+                self._candles.add_bar(update.candle)
+                self.counters["bars"] += 1
             case Rules():
                 for instrument in update.instruments:
                     for sink in self._sinks:

@@ -11,7 +11,7 @@ from mcp_servers.market.order_book import RawLevels
 from trading.adapters.market_wire import TradeUpdate
 from trading.domain.identifiers import Venue
 from trading.domain.instruments import Instrument, InstrumentId
-from trading.domain.market_data import Feed
+from trading.domain.market_data import Candle, Feed
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,13 @@ class BestQuote:
 
 
 @dataclass(frozen=True, slots=True)
+class Bar:
+    """A finished candle of a market whose trades and book are not known; given once its interval is over."""
+
+    candle: Candle
+
+
+@dataclass(frozen=True, slots=True)
 class Restarted:
     """The stream begins anew: books of these instruments are worthless until a snapshot."""
 
@@ -65,7 +72,7 @@ class Restarted:
     reason: str
 
 
-SourceUpdate = Rules | Snapshot | Difference | BestQuote | TradeUpdate | Restarted
+SourceUpdate = Rules | Snapshot | Difference | BestQuote | TradeUpdate | Bar | Restarted
 
 
 class SourceState(StrEnum):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from mcp_servers.market.sources.base import (
+    Bar,
     BestQuote,
     Difference,
     Restarted,
@@ -227,7 +228,7 @@ def _shifted(update: SourceUpdate, ms: int, number: int) -> SourceUpdate:
             return replace(update, venue_ts_ms=update.venue_ts_ms + ms, received_ts_ms=update.received_ts_ms + ms)
         case BestQuote() | Snapshot():  # a recorded snapshot has no venue time
             return replace(update, received_ts_ms=update.received_ts_ms + ms)
-        case Rules() | Restarted():
+        case Rules() | Bar() | Restarted():
             return update
 
 
