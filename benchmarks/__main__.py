@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks.measure import Figure
 from mcp_servers.serving import settle_collector
 
-GROUPS = ("risk", "order", "breaker", "market", "consensus", "desk")
+GROUPS = ("risk", "order", "breaker", "market", "market_load", "consensus", "desk")
 OUT = Path(__file__).parent / "out" / "bench.json"
 
 
