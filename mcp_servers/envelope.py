@@ -23,12 +23,13 @@ Rules kept here:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
+from mcp.types import CallToolResult, ContentBlock
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -165,6 +166,21 @@ def ok(data: T, meta: Meta | None = None) -> Reply[T]:
     if call is not None:
         found = found.model_copy(update={"mode": found.mode or call.mode, "trace_id": call.trace_id})
     return Reply[type(data)](data=data, meta=found)
+
+
+def illustrated(reply: Reply[Any], *blocks: ContentBlock, view: Mapping[str, Any] | None = None) -> CallToolResult:
+    """Return a reply with pictures or other content beside its data.
+
+    Args:
+        reply: made by :func:`ok`; the server writes its text.
+        blocks: what hosts show besides; text among them is dropped, the reply's own is the only one.
+        view: ``_meta`` of the result, by key with a prefix: for the page that shows it, not for the model.
+    """
+    return CallToolResult(
+        content=list(blocks),
+        structured_content=reply.model_dump(mode="json"),
+        _meta=None if view is None else dict(view),
+    )
 
 
 R = TypeVar("R", bound=BaseModel)

@@ -29,6 +29,10 @@ A room's ``server.py``::
               scope="risk:request")
         async def risk_request_approval(ctx: Context[RiskService], request_id: str, …) -> Reply[Approvals]: ...
 
+A tool that shows a picture beside its data is annotated ``Annotated[CallToolResult, Reply[Data]]`` and returns
+:func:`illustrated`. One whose result an MCP App shows is registered with ``app="ui://…"`` on a server built with
+``extensions=[apps]``, the ``mcp.server.apps.Apps`` that serves that page.
+
 Raise any ``TradingError`` in a tool; do not catch, do not build error texts. Types used in a tool's signature must be
 importable names of the module (annotations are strings). A room's ``__main__.py``::
 
@@ -55,6 +59,7 @@ from mcp_servers.authorization import AuthorizationSettings, load_authorization
 from mcp_servers.calls import LOCAL, Principal, current_principal
 from mcp_servers.clients import ToolFailure, call, call_reply, failure_of, open_client
 from mcp_servers.desk_server import DeskServer, build_server, state, tool
+from mcp_servers.envelope import illustrated
 from mcp_servers.serving import serve, serve_http, serve_socket, serve_stdio, stop_process
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -71,6 +76,7 @@ __all__ = [
     "call_reply",
     "current_principal",
     "failure_of",
+    "illustrated",
     "load_authorization",
     "open_client",
     "serve",
@@ -89,7 +95,7 @@ def tool_kind(
 ) -> Callable[..., Callable[[F], F]]:
     """Return :func:`tool` with all but the title decided, for a room with several tools of one kind."""
 
-    def titled(*, title: str) -> Callable[[F], F]:
+    def titled(*, title: str, app: str | None = None) -> Callable[[F], F]:
         return tool(
             server,
             title=title,
@@ -98,6 +104,7 @@ def tool_kind(
             idempotent=idempotent,
             open_world=open_world,
             scope=scope,
+            app=app,
         )
 
     return titled

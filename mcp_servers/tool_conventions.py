@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
-from typing import Any, Final, cast
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final, cast, get_args, get_origin
 
-from mcp.types import Tool, ToolAnnotations
+from mcp.types import CallToolResult, Tool, ToolAnnotations
 
 from mcp_servers.envelope import Reply
 
@@ -36,10 +36,22 @@ def broken_convention(
         return "give it a scope of the form room:verb"
     if not inspect.iscoroutinefunction(fn):
         return "make it async: a plain function costs a thread hop per call"
-    returned = inspect.signature(fn, eval_str=True).return_annotation
-    if not (isinstance(returned, type) and issubclass(returned, Reply)):
+    if not _is_reply(inspect.signature(fn, eval_str=True).return_annotation):
         return "return Reply[...] of its own data class, so that it has a real outputSchema"
     return ""
+
+
+def _is_reply(returned: object) -> bool:
+    """Return whether an annotation is ``Reply[...]``, or with pictures ``Annotated[CallToolResult, Reply[...]]``."""
+    if get_origin(returned) is Annotated:
+        inner, *rest = get_args(returned)  # the SDK checks the data of such a result against what comes second
+        return inner is CallToolResult and len(rest) == 1 and _is_reply(rest[0])
+    return isinstance(returned, type) and issubclass(returned, Reply)
+
+
+def app_of(meta: Mapping[str, Any] | None) -> str:
+    """Return the address of the page that shows a tool's results; empty when there is none."""
+    return str((meta or {}).get("ui", {}).get("resourceUri", ""))
 
 
 def lean(item: Tool) -> Tool:
