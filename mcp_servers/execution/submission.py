@@ -31,9 +31,9 @@ from mcp_servers.execution.gate import (
 )
 from mcp_servers.execution.lifecycle import Lifecycle
 from mcp_servers.execution.metrics import Metrics, Stage
-from mcp_servers.execution.rows import fate_row, order_of, order_row
+from mcp_servers.execution.rows import order_of
 from mcp_servers.execution.sending import Sending
-from mcp_servers.execution.walks import Outcome, Receipt, Refusal, Walk, fate_written, known
+from mcp_servers.execution.walks import Outcome, Receipt, Refusal, Walk, claim_of, fate_written, known
 from trading.domain.approvals import Approval, Effect, Fate
 from trading.domain.errors import (
     AlreadyClaimed,
@@ -45,11 +45,11 @@ from trading.domain.errors import (
     TradingError,
     VenueError,
 )
-from trading.domain.events import EventMetadata, OrderInitialized, OrderNotSent
+from trading.domain.events import OrderNotSent
 from trading.domain.identifiers import ApprovalId, OrderId
 from trading.domain.orders import Order
 from trading.ports.clock import Clock, IdFactory
-from trading.ports.ledger import EventDraft, Insert, Ledger, LedgerReader, Unit
+from trading.ports.ledger import Ledger, LedgerReader, Unit
 from trading.ports.signing import Verifier
 from trading.ports.venue import ExecutionVenue, PreparedOrder
 
@@ -280,18 +280,22 @@ class Submissions:
         """Consume the approvals: fate, event and order become durable together, or the walk ends here."""
         start = self._clock.monotonic_ns()
         orders = [self._new_order(known(walk.approval)) for walk in walks]
-        results = await self._commit_claims([_claim_of(order) for order in orders])
+        results = await self._commit_claims([claim_of(order) for order in orders])
         left: list[Walk] = []
+        lost: list[tuple[Walk, BaseException]] = []
         for walk, order, result in zip(walks, orders, results, strict=True):
-            if isinstance(result, AlreadyClaimed):
-                await self._lost_claim(walk, result)
-            elif isinstance(result, BaseException):
-                await self._doubtful_claim(walk, result)
-            else:
-                self._fates.wrote(walk.approval_id, Fate.CONSUMED)
-                walk.order = self._lifecycle.restore(order)
-                self._unhold(walk)  # the order itself counts from here
-                left.append(walk)
+            if isinstance(result, BaseException):
+                lost.append((walk, result))
+                continue
+            self._fates.wrote(walk.approval_id, Fate.CONSUMED)
+            walk.order = self._lifecycle.restore(order)
+            self._unhold(walk)  # the order itself counts from here
+            left.append(walk)
+        for walk, error in lost:  # after every winner was taken in: what fails here must not strand a durable order
+            try:
+                await (self._lost_claim if isinstance(error, AlreadyClaimed) else self._doubtful_claim)(walk, error)
+            except LedgerUnavailable as failed:
+                self._settle(walk, Refusal(walk.approval_id, failed))
         self._metrics.observe(Stage.CLAIM, self._clock.monotonic_ns() - start, orders=len(walks))
         return left
 
@@ -319,10 +323,10 @@ class Submissions:
 
     # --- claims that did not go through --------------------------------------------------------------------------
 
-    async def _lost_claim(self, walk: Walk, error: AlreadyClaimed) -> None:
+    async def _lost_claim(self, walk: Walk, error: BaseException) -> None:
         outcome = (await self._ended([walk.approval_id])).get(walk.approval_id)
         if isinstance(outcome, Refusal):
-            self._fates.wrote(walk.approval_id, Fate(cast("str", error.existing["fate"])))
+            self._fates.wrote(walk.approval_id, Fate(cast("str", cast("AlreadyClaimed", error).existing["fate"])))
         self._settle(walk, outcome or Refusal(walk.approval_id, fate_written("used")))
 
     async def _doubtful_claim(self, walk: Walk, error: BaseException) -> None:
@@ -393,23 +397,6 @@ class Submissions:
     def _fail(self, walks: list[Walk], error: TradingError) -> None:
         for walk in walks:
             self._settle(walk, Refusal(walk.approval_id, error))
-
-
-def _claim_of(order: Order) -> Unit:
-    """Return what consumes the order's approval: fate, event and order."""
-    event = OrderInitialized(
-        order_id=order.order_id,
-        approval_id=order.approval_id,
-        agent_id=order.agent_id,
-        effect=order.effect,
-        terms=order.terms,
-    )
-    fate = fate_row(order.approval_id, Fate.CONSUMED.value, order.order_id, order.created_ms)
-    return Unit(
-        events=(EventDraft(event, EventMetadata(correlation_id=order.approval_id)),),
-        claims=(Insert("approval_fates", fate),),
-        writes=(Insert("orders", order_row(order)),),
-    )
 
 
 def _check_wire(prepared: PreparedOrder, approval: Approval) -> None:

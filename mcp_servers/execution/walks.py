@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from mcp_servers.execution.gate import GateCode
+from mcp_servers.execution.rows import fate_row, order_row
 from trading.domain.approvals import Approval, Fate
 from trading.domain.errors import GateRefused, TradingError
+from trading.domain.events import EventMetadata, OrderInitialized
 from trading.domain.identifiers import ApprovalId
 from trading.domain.orders import Order
+from trading.ports.ledger import EventDraft, Insert, Unit
 from trading.ports.venue import PreparedOrder
 
 T = TypeVar("T")
@@ -80,4 +83,21 @@ def fate_written(fate: str) -> GateRefused:
         _FATE_WORDS.get(fate, f"the approval is {fate} already"),
         code=GateCode.FATE_WRITTEN.value,
         suggestion="ask risk for a new approval",
+    )
+
+
+def claim_of(order: Order) -> Unit:
+    """Return what consumes the order's approval: fate, event and order."""
+    event = OrderInitialized(
+        order_id=order.order_id,
+        approval_id=order.approval_id,
+        agent_id=order.agent_id,
+        effect=order.effect,
+        terms=order.terms,
+    )
+    fate = fate_row(order.approval_id, Fate.CONSUMED.value, order.order_id, order.created_ms)
+    return Unit(
+        events=(EventDraft(event, EventMetadata(correlation_id=order.approval_id)),),
+        claims=(Insert("approval_fates", fate),),
+        writes=(Insert("orders", order_row(order)),),
     )

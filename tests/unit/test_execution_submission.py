@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mcp_servers.execution.gate import GateCode
+from mcp_servers.execution.rows import fate_row
 from mcp_servers.execution.walks import Receipt, Refusal
 from tests.execution_support import Desk
 from trading.domain.approvals import ApprovedOrder, Fate, TradingState
@@ -18,6 +19,7 @@ from trading.domain.errors import LeaseLost, LedgerUnavailable
 from trading.domain.events import ApprovalEnded, OrderFilled, OrderInitialized, OrderNotSent
 from trading.domain.identifiers import ApprovalId, VenueOrderId
 from trading.domain.orders import OrderStatus
+from trading.ports.ledger import Insert, Row, Unit
 from trading.ports.venue import PreparedOrder, VenueOrderState, VenueReport
 from trading.testing.clock import ManualClock
 from trading.testing.venue import Fault, FaultyVenue, Operation, build_paper_venue
@@ -430,6 +432,31 @@ async def test_a_claim_whose_answer_was_lost_sends_nothing_and_ends_as_not_sent(
     assert order.status is OrderStatus.NOT_SENT
     assert desk.faulty.handed_over == []
     assert await desk.stored(order) == order
+
+
+async def test_a_ledger_that_cannot_say_who_was_first_does_not_strand_the_others_of_the_batch() -> None:
+    desk = await Desk().start()
+    first, second = await desk.issue(), await desk.issue()
+    ledger, commit, rows = desk.ledger, desk.ledger.commit, desk.ledger.rows
+
+    async def no_rows(table: str, where: Row | None = None, *, limit: int | None = None) -> list[Row]:
+        ledger.rows = rows
+        raise LedgerUnavailable("the database failed (injected)")
+
+    async def raced(unit: Unit) -> Any:
+        if len(unit.claims) == 2:
+            voided = fate_row(ApprovalId(first), Fate.VOIDED.value, None, 1)
+            await commit(Unit(events=(), claims=(Insert("approval_fates", voided),), writes=()))
+            ledger.rows = no_rows
+        return await commit(unit)
+
+    ledger.commit = raced
+    lost, won = await desk.service.submit([ApprovalId(first), ApprovalId(second)])
+    assert isinstance(lost, Refusal)
+    assert lost.code == LedgerUnavailable.code
+    assert isinstance(won, Receipt)
+    assert won.order.status is OrderStatus.FILLED
+    assert await desk.refusal(first) == GateCode.FATE_WRITTEN.value
 
 
 async def test_a_lost_lease_stops_the_room_before_anything_is_sent() -> None:
