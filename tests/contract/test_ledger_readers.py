@@ -11,7 +11,7 @@ from tests.contract.conftest import ROOM, SqlDesk, SqliteDesk
 from trading.adapters.sql import open_reader, selects
 from trading.adapters.sql.reader import SqliteSource
 from trading.adapters.sql.tables import shape_of
-from trading.domain.errors import LedgerUnavailable
+from trading.domain.errors import InvalidValue, LedgerUnavailable
 from trading.domain.events import AlarmRaised
 from trading.ports.ledger import EventDraft, Insert, Unit
 
@@ -120,3 +120,31 @@ def test_a_statement_is_compiled_once_for_each_form_not_for_each_value() -> None
         limited, _ = selects.rows_where(shape, [(0, ("x",))], 5, postgres=postgres)
         assert "LIMIT" in limited
         assert "LIMIT" not in first
+
+
+async def test_rows_of_a_span_come_newest_first_and_bounded(sql_desk: SqlDesk) -> None:
+    async with sql_desk.writer() as ledger, sql_desk.reader() as reader:
+        for at_ms, name in ((10, "a"), (20, "b"), (20, "c"), (30, "d"), (40, "e")):
+            fate = {
+                "approval_id": name,
+                "fate": "voided" if name == "d" else "consumed",
+                "order_id": None,
+                "at_ms": at_ms,
+            }
+            alarm = AlarmRaised(code="TEST", message="a test", subject=name)
+            await ledger.commit(Unit(events=(EventDraft(alarm),), claims=(Insert("approval_fates", fate),)))
+
+        async def found(low: int, high: int, limit: int = 9, **where: object) -> str:
+            rows = await reader.rows_between("approval_fates", "at_ms", low, high, where, limit=limit)
+            return "".join(str(row["approval_id"]) for row in rows)
+
+        assert await found(10, 30) == "dbca"
+        assert await found(11, 29) == "bc"
+        assert await found(0, 99, limit=2) == "ed"
+        assert await found(0, 99, fate="consumed", order_id=None) == "ebca"
+        assert await found(0, 99, fate=["voided", "other"]) == "d"
+        assert await found(50, 99) == ""
+        with pytest.raises(InvalidValue):
+            await found(0, 99, no_such_column=1)
+        with pytest.raises(InvalidValue):
+            await reader.rows_between("approval_fates", "fate", 0, 1, limit=1)

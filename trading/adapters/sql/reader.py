@@ -134,6 +134,30 @@ class SqlReader:
         text, parameters = selects.rows_where(shape, wanted, limit, postgres=self._source.postgres)
         return [shape.row(tuple(row)) for row in await self._source.fetch(text, parameters)]
 
+    async def rows_between(
+        self, table: str, column: str, low: int, high: int, where: Row | None = None, *, limit: int
+    ) -> list[Row]:
+        """Return the rows with the greatest ``column`` in [low, high] whose columns equal ``where``, greatest first.
+
+        Args:
+            table: a projection table.
+            column: one of its columns of integers, such as a time in milliseconds.
+            low, high: least and greatest value, both included.
+            where: as for ``rows``.
+            limit: largest number of rows.
+
+        Raises:
+            LedgerUnavailable: the database does not answer.
+            InvalidValue: the room has no such table or column, or the column holds text.
+        """
+        shape = shape_of(self._room, table)
+        ((position, _),) = shape.condition({column: low})
+        wanted = shape.condition(where or {})
+        text, parameters = selects.rows_between(
+            shape, position, (low, high), wanted, limit, postgres=self._source.postgres
+        )
+        return [shape.row(tuple(row)) for row in await self._source.fetch(text, parameters)]
+
     async def count(self, table: str) -> int:
         """Return the number of rows of a projection table; raises LedgerUnavailable or InvalidValue."""
         query = selects.row_count(shape_of(self._room, table), postgres=self._source.postgres)

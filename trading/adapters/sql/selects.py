@@ -113,8 +113,40 @@ def rows_where(
         limit: largest number of rows, or None for all.
         postgres: for which database.
     """
+    conditions, values = _conditions(wanted, postgres=postgres)
+    query = _rows_query(shape, conditions, limit is not None, postgres)
+    return query.text, query.parameters({**values, "limit": limit})
+
+
+def rows_between(
+    shape: Shape,
+    column: int,
+    span: tuple[int, int],
+    wanted: Sequence[tuple[int, tuple[Value, ...]]],
+    limit: int,
+    *,
+    postgres: bool,
+) -> tuple[str, list[object]]:
+    """Return the SELECT of rows whose ``column`` lies in ``span`` (both ends included), greatest first.
+
+    Args:
+        shape: of the table.
+        column: position of a column of integers.
+        span: least and greatest value.
+        wanted: as for ``rows_where``.
+        limit: largest number of rows.
+        postgres: for which database.
+    """
+    conditions, values = _conditions(wanted, postgres=postgres)
+    query = _span_query(shape, column, conditions, postgres)
+    return query.text, query.parameters({**values, "low": span[0], "high": span[1], "limit": limit})
+
+
+def _conditions(
+    wanted: Sequence[tuple[int, tuple[Value, ...]]], *, postgres: bool
+) -> tuple[tuple[Condition, ...], dict[str, object]]:
     conditions: list[Condition] = []
-    values: dict[str, object] = {"limit": limit}
+    values: dict[str, object] = {}
     for index, (position, allowed) in enumerate(wanted):
         some = [value for value in allowed if value is not None]
         or_null = len(some) < len(allowed)
@@ -126,8 +158,7 @@ def rows_where(
             values[f"p{index}"] = some if postgres else orjson.dumps(some).decode()
         else:
             conditions.append(Condition(position, "none", or_null))
-    query = _rows_query(shape, tuple(conditions), limit is not None, postgres)
-    return query.text, query.parameters(values)
+    return tuple(conditions), values
 
 
 @lru_cache(maxsize=_FORMS_MAX)
@@ -137,6 +168,18 @@ def _rows_query(shape: Shape, conditions: tuple[Condition, ...], limited: bool, 
     for index, condition in enumerate(conditions):
         statement = statement.where(_compared(shape, condition, f"p{index}", postgres=postgres))
     return _compile(statement.limit(_limit()) if limited else statement, postgres=postgres)
+
+
+@lru_cache(maxsize=_FORMS_MAX)
+def _span_query(shape: Shape, column: int, conditions: tuple[Condition, ...], postgres: bool) -> Query:
+    columns = list(shape.table.c)
+    by = columns[column]
+    low, high = bindparam("low", type_=BigInteger()), bindparam("high", type_=BigInteger())
+    statement = select(shape.table).where(by >= low, by <= high)
+    for index, condition in enumerate(conditions):
+        statement = statement.where(_compared(shape, condition, f"p{index}", postgres=postgres))
+    order = (by.desc(), *(columns[position] for position in shape.key))
+    return _compile(statement.order_by(*order).limit(_limit()), postgres=postgres)
 
 
 def _compared(shape: Shape, condition: Condition, name: str, *, postgres: bool) -> ColumnElement[bool]:
