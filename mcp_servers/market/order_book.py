@@ -38,6 +38,7 @@ class BookState(StrEnum):
     OK = "ok"
     GAP = "gap"
     CROSSED = "crossed"
+    OUTLIER = "outlier"  # good in itself, but far from what every other sign says; the pipeline decides that
 
 
 class Applied(StrEnum):

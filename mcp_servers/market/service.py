@@ -9,6 +9,7 @@ from mcp_servers.market.health import Health
 from mcp_servers.market.history import History
 from mcp_servers.market.prices import Prices
 from mcp_servers.market.sources.base import SourceState
+from trading.domain.instruments import InstrumentId
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +28,21 @@ class MarketService:
 
     def reasons_against(self) -> list[str]:
         """Return why prices should not be traded on now; empty when nothing speaks against it."""
-        health, rows = self.health(), self.prices.feeds()
+        board = self.prices.board
         reasons: list[str] = []
-        if health.status.state is not SourceState.RUNNING:
-            reasons.append(health.status.message or f"the source is {health.status.state.value}")
-        if not health.bus_connected:
+        if not self.health().bus_connected:
             reasons.append("the bus is not connected: other rooms do not get these prices")
-        if not rows:
+        if not board.symbols:
             reasons.append("no instrument is known yet")
-        for row in rows:
-            if row.book_age_ms is None or row.book_age_ms > self.prices.max_age_ms:
-                reasons.append(f"{row.instrument_id.symbol}: the book is stale")
-            elif not row.usable:
-                reasons.append(f"{row.instrument_id.symbol}: the book is empty or crossed")
+        for symbol in board.symbols:
+            venue = board.choose(symbol).venue
+            source = board.health(venue)
+            if source.state is not SourceState.RUNNING:
+                reason = source.message or f"the source of {venue} is {source.state.value}"
+            elif why := board.why_not(InstrumentId(venue, symbol)):
+                reason = f"{symbol} on {venue}: {why}"
+            else:
+                continue
+            if reason not in reasons:
+                reasons.append(reason)
         return reasons

@@ -64,6 +64,10 @@ class MarketFeed(Protocol):
         """Return the newest accepted book, however old, or None."""
         ...
 
+    def book_state(self, instrument_id: InstrumentId) -> str | None:
+        """Return what its publisher said of the newest book, as in ``BookUpdate.state``; None when nothing is known."""
+        ...
+
     def last_trade(self, instrument_id: InstrumentId) -> TradePrint | None:
         """Return the newest accepted trade, however old, or None."""
         ...
@@ -222,6 +226,7 @@ class LocalMarketFeed:
         self._rules = {instrument.id: instrument for instrument in instruments}
         self._updates: dict[InstrumentId, tuple[BookUpdate, int, int]] = {}
         self._books: dict[InstrumentId, OrderBook] = {}
+        self._states: dict[InstrumentId, str] = {}
         self._last: dict[InstrumentId, TradePrint] = {}
         self._fanout = Fanout()
         self._sequence = 0
@@ -237,6 +242,7 @@ class LocalMarketFeed:
         sequence, published = self._sequence, self._clock.now_ms()
         self._counts["books"] += 1
         self._updates[update.instrument_id] = (update, sequence, published)
+        self._states[update.instrument_id] = update.state
         self._fanout.book(
             update.instrument_id,
             lambda: book_from_update(update, sequence=sequence, feed=self._feed, published_ts_ms=published),
@@ -257,6 +263,7 @@ class LocalMarketFeed:
         self._counts["books"] += 1
         self._sequence = max(self._sequence, book.sequence)
         self._updates.pop(book.instrument_id, None)
+        self._states.pop(book.instrument_id, None)
         self._books[book.instrument_id] = book
         self._fanout.book(book.instrument_id, lambda: book)
 
@@ -276,6 +283,10 @@ class LocalMarketFeed:
                 update, sequence=sequence, feed=self._feed, published_ts_ms=published
             )
         return self._books.get(instrument_id)
+
+    def book_state(self, instrument_id: InstrumentId) -> str | None:
+        """Return what was said of the newest book, None when nothing was."""
+        return self._states.get(instrument_id)
 
     def last_trade(self, instrument_id: InstrumentId) -> TradePrint | None:
         """Return the newest trade, however old, or None."""

@@ -44,6 +44,7 @@ from trading.adapters.market_wire import (
     load_feed_key,
     parse_field,
     read_header,
+    read_state,
 )
 from trading.domain.errors import InvalidValue
 from trading.domain.instruments import Instrument, InstrumentId
@@ -131,6 +132,11 @@ class MarketStreamView:
                 await self._first_read.wait()
         return self._first_read.is_set()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the last read succeeded."""
+        return self._connected
+
     def book(self, instrument_id: InstrumentId) -> OrderBook | None:
         """Return the newest authenticated book, however old, or None if there never was one."""
         raw = self._raw_books.get(instrument_id)
@@ -143,6 +149,11 @@ class MarketStreamView:
         if book is not None:
             self._decoded[instrument_id] = (raw, book)
         return book
+
+    def book_state(self, instrument_id: InstrumentId) -> str | None:
+        """Return what the market room said of the newest authenticated book; None when nothing is known."""
+        raw = self._raw_books.get(instrument_id)
+        return None if raw is None else read_state(raw)
 
     def last_trade(self, instrument_id: InstrumentId) -> TradePrint | None:
         """Return the newest authenticated trade, however old, or None if there never was one."""

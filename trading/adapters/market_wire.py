@@ -35,6 +35,7 @@ KEY_BYTES: Final = 32
 LevelText = list[str]
 
 _HEADER: Final = re.compile(rb'\{"seq":(\d{1,16}),"feed":"([a-z]{1,16})","pub":(\d{1,16}),')
+_STATE: Final = re.compile(rb'"state":"([a-z]{1,16})"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class BookUpdate:
     Attributes:
         bids, asks: at most 50 levels each, as decimal text; both empty says "there is no usable book now".
         venue_ts_ms, received_ts_ms: the venue's clock and the source's clock on arrival.
-        state: ``ok``, or why the book is empty: ``gap``, ``crossed``, ``resync`` or ``ended``.
+        state: ``ok``, or why the book is empty: ``gap``, ``crossed``, ``resync`` or ``outlier``.
     """
 
     instrument_id: InstrumentId
@@ -184,6 +185,12 @@ def read_header(data: bytes) -> Header:
         return Header(int(match[1]), Feed(match[2].decode()), int(match[3]))
     except ValueError as error:
         raise InvalidValue("malformed market message", code="MALFORMED") from error
+
+
+def read_state(data: bytes) -> str | None:
+    """Return what an authenticated book message says of its book, without parsing the levels; None if it does not."""
+    match = _STATE.search(data, 0, 200)  # it stands before the levels
+    return match[1].decode() if match is not None else None
 
 
 def decode_book(instrument_id: InstrumentId, data: bytes) -> OrderBook:
