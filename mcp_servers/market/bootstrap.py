@@ -30,7 +30,7 @@ from mcp_servers.market.quality import QualityJudge
 from mcp_servers.market.service import MarketService
 from mcp_servers.market.settings import MarketSettings, load_addresses
 from mcp_servers.market.sources.base import MarketSource
-from mcp_servers.market.sources.ccxt_live import CcxtLiveSource, open_exchange
+from mcp_servers.market.sources.ccxt import CcxtLiveSource, open_exchange
 from mcp_servers.market.sources.replay import ReplaySource, load_recording
 from mcp_servers.market.standing import Standing
 from mcp_servers.market.venue_feed import RefusedSource, VenueFeed, VenueFeeds
