@@ -141,11 +141,10 @@ class VenueBoard:
 
     def why_not(self, instrument_id: InstrumentId) -> str:
         """Return why an order must not be priced from a venue's book; empty when it may be."""
-        judged = self.judged(instrument_id)
-        if judged is not None:
-            return describe(judged)
-        known = self._health(instrument_id.venue)
-        return (known.status.code if known is not None else "") or "no book yet"
+        judged, known = self.judged(instrument_id), self._health(instrument_id.venue)
+        reason = "no book yet" if judged is None else describe(judged)
+        code = known.status.code if known is not None else ""
+        return f"{reason} ({code})" if reason and code else reason
 
     def choose(self, symbol: Symbol) -> Choice:
         """Return the venue that answers for a symbol when the caller named none."""
