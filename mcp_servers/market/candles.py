@@ -60,6 +60,11 @@ class _Series:
         self._kept = kept
         self._newest = -1
 
+    @property
+    def from_ms(self) -> int:
+        """From when on no bar has been dropped to stay within the bound."""
+        return next(iter(self.bars)) if len(self.bars) >= self._kept else 0
+
     def since(self, earliest_ms: int) -> list[tuple[int, _Bar]]:
         """Return the bars that end after ``earliest_ms``, oldest first."""
         found: list[tuple[int, _Bar]] = []
@@ -182,6 +187,41 @@ class CandleStore:
             )
             for opened, bar in merged.items()
         ]  # fmt: skip
+
+    def base_bars(self, instrument_id: InstrumentId, interval_ms: int, from_ms: int, until_ms: int) -> list[Candle]:
+        """Return the bars as they are kept, of which bars of ``interval_ms`` can be put together, oldest first.
+
+        Args:
+            from_ms, until_ms: they open within [from_ms, until_ms).
+        """
+        now = self.now_ms(instrument_id)
+        finished = self._finished.get(instrument_id)
+        own = finished.interval_ms if finished else MINUTE_MS if interval_ms >= MINUTE_MS else SECOND_MS
+        return [
+            Candle(
+                instrument_id, own, start, bar.open, bar.high, bar.low, bar.close, bar.volume, bar.trades,
+                closed=start + own <= now,
+            )
+            for start, bar in self._bars(instrument_id, interval_ms, from_ms)
+            if from_ms <= start < until_ms
+        ]  # fmt: skip
+
+    def bars_from_ms(self, instrument_id: InstrumentId, interval_ms: int) -> int:
+        """Return from when on every bar that ``base_bars`` could give is still kept; 0 before the first venue time."""
+        since = self.since_ms(instrument_id)
+        series = self._finished.get(instrument_id)
+        if series is None:
+            series = (self._minutes if interval_ms >= MINUTE_MS else self._seconds).get(instrument_id)
+        return since if series is None else max(since, series.from_ms)
+
+    def traded(self) -> tuple[InstrumentId, ...]:
+        """Return the instruments whose candles are built from trades."""
+        return tuple(self._minutes)
+
+    def finished_ms(self, instrument_id: InstrumentId) -> int | None:
+        """Return the length of the finished bars that are given instead of trades, None for any other market."""
+        series = self._finished.get(instrument_id)
+        return None if series is None else series.interval_ms
 
     def volume(self, instrument_id: InstrumentId, window_ms: int) -> Decimal:
         """Return the base quantity traded in the minutes that began within the last ``window_ms``."""

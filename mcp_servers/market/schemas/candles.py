@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from decimal import Decimal
+from typing import Annotated
 
-from mcp_servers.envelope import DecimalText, Row
+from pydantic import Field, PlainSerializer, WithJsonSchema
+
+from mcp_servers.envelope import Row
+from trading.domain.money import plain
+
+#: Decimals of our own making, as strings; the schema says no more, it would say it once per column.
+Column = Annotated[list[Annotated[Decimal, PlainSerializer(plain, return_type=str)]], WithJsonSchema({"type": "array"})]
 
 
 class Candles(Row):
-    """Columns of equal length, oldest first. Intervals without a trade are absent."""
+    """Columns of decimal strings, oldest first; no row where nothing was traded."""
 
     symbol: str
     venue: str
     timeframe: str
-    open_ts_ms: list[int]
-    open: list[DecimalText]
-    high: list[DecimalText]
-    low: list[DecimalText]
-    close: list[DecimalText]
-    volume: list[DecimalText]
-    last_closed: bool = Field(description="False: the last candle may still change")
-    first_complete: bool = Field(description="False: the first candle began before this server did")
+    open_ts_ms: Annotated[list[int], WithJsonSchema({"type": "array"})]
+    open: Column
+    high: Column
+    low: Column
+    close: Column
+    volume: Column
+    last_closed: bool
+    first_complete: bool
+    sources: list[str]
+    gaps: int = Field(description="Bars absent or partly known")
+    notes: list[str]

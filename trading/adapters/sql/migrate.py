@@ -24,6 +24,7 @@ HEADS: Final = {
     "risk": "risk_0001",
     "execution": "execution_0001",
     "wallet": "wallet_0001",
+    "market": "market_0001",
 }
 
 _DIRECTORY: Final = Path(__file__).parent / "migrations"

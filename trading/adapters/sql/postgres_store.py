@@ -19,7 +19,7 @@ from trading.adapters.sql.location import OWNER_ROLE, READER_ROLE, schema_of
 from trading.adapters.sql.plan import Work
 from trading.adapters.sql.store import ConstraintBroken
 from trading.adapters.sql.stored import EVENT_COLUMNS
-from trading.adapters.sql.tables import ROOMS, Shape, Value, Values
+from trading.adapters.sql.tables import ARCHIVES, ROOMS, Shape, Value, Values
 from trading.domain.errors import ConfigurationError, LeaseLost, LedgerError, LedgerUnavailable
 
 _TIMEOUT_S: Final = 15.0
@@ -152,10 +152,30 @@ class PostgresStore:
         except LedgerError:
             raise
         except BaseException as error:
-            # A session cut off within a transaction would take the next one for a part of it and never commit. The
-            # lock of its successor waits until this one has ended, so what the successor reads is final.
-            connection.terminate()
-            self._connection = None
+            self._end(connection)
+            if isinstance(error, _FAILURES):
+                raise LedgerUnavailable(f"the {self._room} ledger does not answer: {error}") from error
+            raise
+
+    def _end(self, connection: _Connection) -> None:
+        # A session cut off within a transaction would take the next one for a part of it and never commit. The lock of
+        # its successor waits until this one has ended, so what the successor reads is final.
+        connection.terminate()
+        self._connection = None
+
+    async def apply(self, steps: Sequence[tuple[str, Sequence[object]]]) -> None:
+        """Do statements with their parameters in one transaction, for a room that keeps no events.
+
+        Raises:
+            LedgerUnavailable: it is unknown whether they were done. LeaseLost: another writer holds the lock now.
+        """
+        connection = await self._live()
+        try:
+            async with connection.transaction():
+                for text, parameters in steps:
+                    await connection.execute(text, *parameters)
+        except BaseException as error:
+            self._end(connection)
             if isinstance(error, _FAILURES):
                 raise LedgerUnavailable(f"the {self._room} ledger does not answer: {error}") from error
             raise
@@ -275,11 +295,11 @@ async def run_in_transaction(url: str, schema: str | None, work: Callable[[Any],
 
 async def _provision(connection: _Connection, member: str | None) -> None:
     login = await connection.fetchval("SELECT quote_ident(coalesce($1, current_user))", member)
-    for role in (OWNER_ROLE, READER_ROLE, *(schema_of(room) for room in ROOMS)):
+    for role in (OWNER_ROLE, READER_ROLE, *(schema_of(room) for room in (*ROOMS, *ARCHIVES))):
         if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role):
             await connection.execute(f"CREATE ROLE {role} NOLOGIN")
         await connection.execute(f"GRANT {role} TO {login}")
-    for room in ROOMS:
+    for room in (*ROOMS, *ARCHIVES):
         schema = schema_of(room)
         await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {OWNER_ROLE}")
         await connection.execute(f"GRANT USAGE ON SCHEMA {schema} TO {schema}, {READER_ROLE}")

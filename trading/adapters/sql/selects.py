@@ -59,6 +59,11 @@ def _compile(statement: ClauseElement, *, postgres: bool) -> Query:
     return Query(str(compiled), tuple(compiled.positiontup or ()), fixed)
 
 
+def compile_statement(statement: ClauseElement, *, postgres: bool) -> Query:
+    """Return a statement of another module as the database's driver takes it."""
+    return _compile(statement, postgres=postgres)
+
+
 @cache
 def events_page(room: str, *, postgres: bool) -> Query:
     """Return the SELECT of whole event rows by sequence; parameters ``after`` and ``limit``."""

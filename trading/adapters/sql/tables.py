@@ -21,6 +21,8 @@ from trading.domain.money import plain
 
 #: Rooms that write a ledger.
 ROOMS: Final = ("coordinator", "risk", "execution", "wallet")
+#: Rooms that keep tables in the ledger's database without events: what they hold can be fetched again.
+ARCHIVES: Final = ("market",)
 
 Value = str | int | bytes | None
 Values = tuple[Value, ...]
@@ -40,6 +42,10 @@ def _text(*names: str) -> list[Column[Any]]:
 
 def _int(*names: str) -> list[Column[Any]]:
     return [Column(name.rstrip("?"), BigInteger, nullable=name.endswith("?")) for name in names]
+
+
+def _int_key(*names: str) -> list[Column[Any]]:
+    return [Column(name, BigInteger, primary_key=True, autoincrement=False) for name in names]
 
 
 def _common(metadata: MetaData) -> None:
@@ -146,6 +152,30 @@ def _coordinator(metadata: MetaData) -> None:
     )
 
 
+def _market(metadata: MetaData) -> None:
+    Table(
+        "candles",
+        metadata,
+        *(_key(name) for name in ("feed", "venue", "symbol")),
+        *_int_key("interval_ms", "open_ts_ms"),
+        *_text("open", "high", "low", "close", "volume"),
+        *_int("trades", "complete"),
+        *_text("source"),
+        *_int("written_ms"),
+        sqlite_with_rowid=False,
+    )
+    Table(
+        "candle_spans",
+        metadata,
+        *(_key(name) for name in ("feed", "venue", "symbol")),
+        *_int_key("interval_ms"),
+        _key("source"),
+        *_int_key("from_ms"),
+        *_int("until_ms", "written_ms"),
+        sqlite_with_rowid=False,
+    )
+
+
 @cache
 def metadata_for(room: str) -> MetaData:
     """Return the tables of a room.
@@ -153,11 +183,12 @@ def metadata_for(room: str) -> MetaData:
     Raises:
         InvalidValue: no such writing room.
     """
-    if room not in ROOMS:
+    if room not in (*ROOMS, *ARCHIVES):
         raise InvalidValue(f"no ledger for room {room[:64]!r}", code="UNKNOWN_ROOM", allowed=ROOMS)
     metadata = MetaData()
-    _common(metadata)
-    build = {"risk": _risk, "execution": _execution, "coordinator": _coordinator}.get(room)
+    if room in ROOMS:
+        _common(metadata)
+    build = {"risk": _risk, "execution": _execution, "coordinator": _coordinator, "market": _market}.get(room)
     if build is not None:
         build(metadata)
     return metadata
