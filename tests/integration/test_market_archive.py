@@ -207,6 +207,19 @@ async def test_postgres_tables_are_those_of_the_metadata(postgres_server: str) -
     }
 
 
+async def test_a_write_that_is_cancelled_anywhere_leaves_nothing_half_done(tables: CandleTables) -> None:
+    for turns in range(40):
+        await tables.forget(MINUTES, NOW)
+        span = StoredSpan(at(0), at(200), "trades", NOW)
+        task = asyncio.create_task(tables.write(MINUTES, [whole(bar(i)) for i in range(200)], [span], now_ms=NOW))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        assert (len(await kept(tables)), len(await tables.spans(MINUTES))) in ((0, 0), (200, 1))
+    await tables.write(MINUTES, [whole(bar(5))], [], now_ms=NOW)
+
+
 # ---- what writes them
 
 

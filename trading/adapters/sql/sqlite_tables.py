@@ -111,11 +111,12 @@ class MemoryTables:
 
 
 async def _in_transaction(connection: aiosqlite.Connection, steps: Sequence[tuple[str, Sequence[object]]]) -> None:
-    await connection.execute("BEGIN IMMEDIATE")
     try:
+        await connection.execute("BEGIN IMMEDIATE")
         for text, parameters in steps:
             await connection.execute(text, parameters)
         await connection.execute("COMMIT")
     except BaseException:
+        # A statement whose caller was cancelled is done all the same; the rollback comes after it in the same thread.
         await asyncio.shield(connection.rollback())
         raise
