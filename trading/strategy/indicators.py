@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
-from talipp.indicators import ATR, BB, EMA, RSI  # pyright: ignore[reportMissingTypeStubs]  talipp ships none
+from talipp.indicators import ATR, BB  # pyright: ignore[reportMissingTypeStubs]  talipp ships none
 from talipp.ohlcv import OHLCV  # pyright: ignore[reportMissingTypeStubs]
 
 from trading.domain.errors import InvalidValue
 from trading.domain.market_data import Candle, OrderBook
+from trading.strategy import series
 
 #: Candles that every indicator of this module needs at most with the default periods.
 WARM_UP: Final = 10
@@ -36,12 +37,15 @@ def closes(candles: Sequence[Candle]) -> list[float]:
 
 def ema(values: Sequence[float], period: int) -> float | None:
     """Return the exponential moving average; None with fewer than ``period`` values."""
-    return _last(EMA, period, values)
+    return series.ema(values, period)[-1] if len(values) >= period else None
 
 
 def rsi(values: Sequence[float], period: int) -> float | None:
-    """Return Wilder's relative strength index in [0, 100]; None with fewer than ``period + 1`` values."""
-    return _last(RSI, period, values)
+    """Return Wilder's relative strength index in [0, 100].
+
+    None with fewer than ``period + 1`` values, and when none of them differ.
+    """
+    return series.rsi(values, period)[-1] if len(values) > period else None
 
 
 def z_score(values: Sequence[float], period: int) -> float | None:
@@ -52,6 +56,9 @@ def z_score(values: Sequence[float], period: int) -> float | None:
     bands = _last(_unit_bands, period, values)
     if bands is None:
         return None
+    window = values[-period:]
+    if min(window) == max(window):  # their mean may differ from them in its last digit, and the deviation from zero
+        return 0.0
     width = float(bands.ub) - float(bands.cb)
     return (values[-1] - float(bands.cb)) / width if width > 0 else 0.0
 

@@ -133,6 +133,8 @@ def test_indicators_give_the_known_values() -> None:
     assert indicators.rsi([1.0, 2.0, 3.0, 2.0], 2) == 50.0
     assert indicators.z_score([1.0, 2.0, 3.0], 3) == pytest.approx(1.2247448713915892)
     assert indicators.z_score([5.0] * 4, 4) == 0.0
+    assert indicators.z_score([9407.76, *[9406.76] * 10], 10) == 0.0  # prices that floats cannot hold exactly
+    assert indicators.rsi([5.0] * 4, 3) is None
     assert indicators.imbalance(build_book([("60000", "3")], [("60001", "1")]), 5) == 0.5
     assert indicators.imbalance(build_book([], [("60001", "1")]), 5) is None
 
