@@ -15,7 +15,7 @@ from mcp_servers.market.candles import CandleStore
 from mcp_servers.market.pipeline import MarketPipeline
 from mcp_servers.market.sources.base import Restarted, Rules, Snapshot, SourceState, SourceUpdate
 from mcp_servers.market.sources.ccxt import CcxtLiveSource, Exchange, instrument_of, number_text, open_exchange
-from mcp_servers.market.sources.ccxt.exchange import TRADES_LIMIT
+from mcp_servers.market.sources.ccxt.exchange import TRADES_LIMIT, HttpFailure
 from mcp_servers.market.sources.ccxt.failures import Resync
 from tests.market_support import BTC
 from trading.adapters.market_stream import LocalMarketFeed, TradeUpdate
@@ -88,7 +88,6 @@ class FakeExchange:
         self.has: dict[str, Any] = {}
         self.markets: dict[str, Any] | None = None
         self.orderbooks: dict[str, Any] = {"BTC/USDT": BOOK}
-        self.last_response_headers: dict[str, str] | None = None
         self.loads = 0
         self.closed = False
         self.client: Callable[[str], Any] = FakeClient
@@ -242,8 +241,7 @@ async def test_a_connection_that_lasted_begins_the_waits_anew() -> None:
 
 
 async def test_a_rate_limit_is_obeyed_and_named() -> None:
-    limited = FakeExchange([], markets=RateLimitExceeded("slow down"))
-    limited.last_response_headers = {"retry-after": "42"}
+    limited = FakeExchange([], markets=HttpFailure(429, 42.0))
     line = Line(limited, FakeExchange([], markets=RateLimitExceeded("slow down")), FakeExchange([BOOK]))
     await line.take(1)
     status = line.source.status()

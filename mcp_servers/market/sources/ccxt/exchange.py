@@ -10,9 +10,11 @@ Rules kept here:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Literal, Protocol, cast
 from urllib.parse import urlsplit
+
+import orjson
 
 from trading.domain.errors import ConfigurationError
 
@@ -64,7 +66,6 @@ class Exchange(Protocol):
     has: dict[str, Any]
     markets: dict[str, Any] | None
     orderbooks: dict[str, Any]
-    last_response_headers: dict[str, str] | None
     client: Callable[[str], WsClient]
 
     async def load_markets(self, reload: bool = ...) -> dict[str, Any]:
@@ -138,6 +139,8 @@ def open_exchange(
     options = cast("dict[str, Any]", exchange.options)
     options["defaultType"] = "spot" if kind == "spot" else "swap"
     options["tradesLimit"] = TRADES_LIMIT
+    if venue == "coinbase":
+        options["fetchTime"] = "v3PublicGetBrokerageTime"  # the trading API's clock, not that of the accounts
     types = _MARKET_TYPES.get(venue)
     if types is not None:  # Coinbase keeps the name of a method under the same key
         options["fetchMarkets"] = {**cast("dict[str, Any]", options["fetchMarkets"]), "types": types[kind]}
@@ -147,8 +150,43 @@ def open_exchange(
     exchange.has = {**exchange.has, "fetchCurrencies": False}
     streaming = cast("dict[str, Any]", exchange.streaming)
     exchange.streaming = {**streaming, "keepAlive": min(int(streaming["keepAlive"]), _PING_MS)}
+    exchange.on_rest_response = _readable
     _redirect(venue, exchange.urls["api"], rest_url, ws_url)
     return cast("RestExchange", exchange)
+
+
+class HttpFailure(Exception):
+    """An HTTP status that says enough, whatever the venue's words beside it.
+
+    Attributes:
+        status: 418, 429 or 5xx.
+        retry_after_s: what the answer asks for, None when it asks for nothing.
+    """
+
+    def __init__(self, status: int, retry_after_s: float | None) -> None:
+        super().__init__(f"HTTP status {status}")
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+def _readable(
+    code: int, _reason: str, _url: str, _method: str, headers: dict[str, str], body: str, *_request: object
+) -> str:
+    """Return an answer as ccxt's own hook does, unless ccxt would misunderstand it.
+
+    Real world: Coinbase's words for 429 and 503 become a refusal for good, Binance's for 503 an unnamed failure, and a
+    proxy's web page with status 200 a venue that lists nothing.
+
+    Raises:
+        HttpFailure: the status says that we ask too often, or that the venue does not work.
+        ValueError: a good answer is no JSON.
+    """
+    text = body.strip()
+    if code in (418, 429) or code >= 500:
+        raise HttpFailure(code, _retry_after(headers))
+    if 200 <= code < 300:
+        orjson.loads(text)
+    return text
 
 
 def _redirect(venue: str, urls: dict[str, Any], rest_url: str | None, ws_url: str | None) -> None:
@@ -202,9 +240,7 @@ def heartbeat_of(venue: str, exchange: Exchange) -> Awaitable[object] | None:
     return subscribe("heartbeats", False)  # noqa: FBT003  ccxt's signature
 
 
-def retry_after_s(exchange: Exchange) -> float | None:
-    """Return the wait in seconds that the venue's newest REST answer asks for, None when it asks for none."""
-    headers = exchange.last_response_headers or {}
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     return parse_retry_after(next((text for name, text in headers.items() if name.lower() == "retry-after"), None))
 
 

@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from mcp_servers.market.sources.ccxt.exchange import parse_retry_after
+from mcp_servers.market.sources.ccxt.exchange import HttpFailure, parse_retry_after
 from trading.domain.errors import InvalidValue, TradingError, Unavailable, UnknownInstrument
 
 DEFAULT_RATE_WAIT_MS: Final = 10_000  # when the venue does not say how long
@@ -71,17 +71,16 @@ class Trouble:
     after_ms: int = 0
 
 
-def trouble_of(error: BaseException, *, retry_after_s: float | None = None) -> Trouble:
+def trouble_of(error: BaseException) -> Trouble:
     """Return what an exception of ccxt, the network or our own checks means.
 
     Args:
         error: a group counts as its first member.
-        retry_after_s: what the venue's newest answer said.
     """
     while isinstance(error, BaseExceptionGroup):
         error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
     names = frozenset(kind.__name__ for kind in type(error).__mro__)
-    status, handshake_wait_s = _status_of(error)
+    status, wait_s = _status_of(error)
     kind = type(error).__name__
 
     def trouble(code: str, reason: str, after_ms: int = 0) -> Trouble:
@@ -90,7 +89,6 @@ def trouble_of(error: BaseException, *, retry_after_s: float | None = None) -> T
     if isinstance(error, TradingError):
         return trouble(error.code, str(error))
     if names & {"RateLimitExceeded", "DDoSProtection"} or status in (418, 429):
-        wait_s = handshake_wait_s if handshake_wait_s is not None else retry_after_s
         after_ms = DEFAULT_RATE_WAIT_MS if wait_s is None else int(wait_s * 1_000)
         return trouble("RATE_LIMITED", "says that we ask too often", after_ms)
     if "BadSymbol" in names:
@@ -106,6 +104,8 @@ def trouble_of(error: BaseException, *, retry_after_s: float | None = None) -> T
         return trouble("NO_NETWORK", "cannot be reached")
     if "BadResponse" in names or ("BaseError" not in names and isinstance(error, _MALFORMED)):
         return trouble("GARBAGE", "gives answers that make no sense")
+    if "OperationFailed" in names:
+        return trouble("VENUE_DOWN", "is not working")
     return trouble("VENUE_REFUSED", "does not give its data")
 
 
@@ -115,6 +115,8 @@ _MALFORMED: Final = (ValueError, TypeError, LookupError, AttributeError, Arithme
 
 def _status_of(error: BaseException) -> tuple[int | None, float | None]:
     """Return the HTTP status behind an exception and the wait its answer asks for, as far as they are known."""
+    if isinstance(error, HttpFailure):
+        return error.status, error.retry_after_s
     inner: Any = error.args[0] if error.args else None
     if isinstance(getattr(inner, "status", None), int):  # a refused WebSocket handshake
         headers: Any = getattr(inner, "headers", None) or {}

@@ -30,7 +30,6 @@ from mcp_servers.market.sources.ccxt.exchange import (
     book_limit,
     heartbeat_of,
     open_exchange,
-    retry_after_s,
     trade_parameters,
 )
 from mcp_servers.market.sources.ccxt.failures import Resync, Trouble, trouble_of
@@ -105,7 +104,6 @@ class CcxtLiveSource:
         self._markets_ns = 0
         self._trades = TradeReader(venue, self._symbols, self._counts)
         self._running_ns: int | None = None
-        self._retry_after_s: float | None = None
         self.clock_offset_ms: int | None = None
 
     @property
@@ -173,9 +171,8 @@ class CcxtLiveSource:
     async def _connection(self, queue: asyncio.Queue[_Item]) -> None:
         """Fill the queue from one connection; its last item is why the connection ended."""
         exchange: Exchange | None = None
-        self._retry_after_s = None
         try:
-            exchange = self._open()
+            exchange = await asyncio.to_thread(self._open)  # the first import of ccxt takes a second
             found = await self._load(exchange)
             await queue.put(Rules(found))
             symbols = tuple(item.symbol for item in found)
@@ -188,8 +185,6 @@ class CcxtLiveSource:
                     group.create_task(self._books(link, symbol, queue))
                     group.create_task(self._read_trades(link, symbol, queue))
         except Exception as error:  # noqa: BLE001  the boundary of the connection: whatever ccxt raises ends it
-            if exchange is not None:
-                self._retry_after_s = retry_after_s(exchange)
             await queue.put(error)
         finally:
             if exchange is not None:
@@ -306,6 +301,6 @@ class CcxtLiveSource:
     def _failed(self, error: Exception) -> Trouble:
         self._counts["failures"] += 1
         self._state = SourceState.RECONNECTING
-        self._trouble = trouble_of(error, retry_after_s=self._retry_after_s)
+        self._trouble = trouble_of(error)
         _log.warning("%s", self.status().message)
         return self._trouble
