@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mcp_servers.market.health import FeedHealth, Health
+from mcp_servers.market.market_events import MarketEvents
 from mcp_servers.market.sources.base import SourceState, SourceStatus
 from mcp_servers.market.venue_feed import VenueFeeds
 from trading.adapters.market_stream import MarketStreamPublisher, MarketStreamView
@@ -23,18 +24,19 @@ class Standing:
         self._source = source
         self._publisher: MarketStreamPublisher | None = None
         self._feeds: VenueFeeds | None = None
+        self._events: MarketEvents | None = None
         self.view: MarketStreamView | None = None
 
-    def publishes(self, publisher: MarketStreamPublisher, feeds: VenueFeeds) -> None:
+    def publishes(self, publisher: MarketStreamPublisher, feeds: VenueFeeds, events: MarketEvents) -> None:
         """Note that this process publishes from now on."""
-        self._publisher, self._feeds = publisher, feeds
+        self._publisher, self._feeds, self._events = publisher, feeds, events
 
     def health(self) -> Health:
         """Return what to report."""
         view = self.view.status() if self.view is not None else None
         connected = view is None or view.connected
         counters = view.counters if view is not None else {}
-        if self._publisher is None or self._feeds is None:
+        if self._publisher is None or self._feeds is None or self._events is None:
             state = SourceState.RUNNING if connected else SourceState.RECONNECTING
             return Health("follower", "streams", SourceStatus(state), connected, counters=counters)
         feeds, publisher = self._feeds, self._publisher
@@ -44,7 +46,12 @@ class Standing:
             feeds.primary.status(),
             connected and publisher.connected,
             feeds.books(),
-            {**counters, **publisher.counters, **feeds.counters()},
+            {
+                **counters,
+                **publisher.counters,
+                **{f"events_{name}": count for name, count in self._events.counters.items()},
+                **feeds.counters(),
+            },
         )
 
     def health_of(self, venue: Venue) -> FeedHealth | None:

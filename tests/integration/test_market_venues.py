@@ -16,6 +16,7 @@ import pytest
 
 from mcp_servers.hosting import build_server, call, call_reply, open_client
 from mcp_servers.market.bootstrap import open_market
+from mcp_servers.market.market_events import MarketEventReader
 from mcp_servers.market.server import build, register
 from mcp_servers.market.service import MarketService
 from mcp_servers.market.settings import MarketSettings
@@ -158,6 +159,28 @@ async def test_a_reconnecting_venue_is_empty_for_every_other_room_at_once(venues
             venues.sources["binance"].disconnect()
             await eventually(lambda: (book := view.book(BINANCE)) is not None and not book.bids)
             assert view.book_state(BINANCE) == "resync"
+
+
+async def test_other_rooms_hear_of_a_failover_and_of_the_lost_feed(venues: Venues) -> None:
+    desk = load_settings()
+    async with venues.started() as service:
+        key = load_feed_key(desk.desk_home.keys("market") / "feed.hmac")
+        async with open_redis(desk.desk_home, desk, "risk") as redis:
+            reader = MarketEventReader(redis, desk=desk.desk, key=key, from_start=True)
+            venues.sources["binance"].disconnect()
+            heard: dict[str, dict[str, Any]] = {}
+            async with asyncio.timeout(10):
+                async for event in reader.follow():
+                    if event.event_type != "market.venue_failed_over" or event.payload["before"] == "binance":
+                        heard[event.event_type] = dict(event.payload)
+                    if {"market.venue_failed_over", "market.feed_lost"} <= heard.keys():
+                        break
+        reason = "empty, gapped (NO_NETWORK)"
+        assert heard["market.venue_failed_over"] == {
+            "symbol": BTC, "before": "binance", "venue": "kraken", "reason": reason,
+        }  # fmt: skip
+        assert heard["market.feed_lost"] == {"venue": "binance", "code": "NO_NETWORK", "reason": f"{BTC}: {reason}"}
+        assert service.health().counters["events_sent"] >= 2
 
 
 async def test_a_venue_that_refuses_or_fails_takes_no_other_one_down(
