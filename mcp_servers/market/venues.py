@@ -171,18 +171,14 @@ class VenueBoard:
     def health(self, venue: Venue) -> VenueHealth:
         """Return how a venue's feed is."""
         known = self._health(venue) or FeedHealth.unknown()
-        ages = [
-            min(age for age in (row.book_age_ms, row.trade_age_ms) if age is not None)
-            for row in self._feed.status().instruments
-            if row.instrument_id.venue == venue and (row.book_age_ms, row.trade_age_ms) != (None, None)
-        ]
         heard = known.heard_ts_ms
+        age = self._published_age_ms(venue) if heard is None else max(0, self._clock.now_ms() - heard)
         return VenueHealth(
             venue,
             known.status.state,
             known.status.code,
             known.status.message,
-            max(0, self._clock.now_ms() - heard) if heard is not None else min(ages, default=None),
+            age,
             known.reconnects,
             known.gaps,
             self._judge.skew_ms(venue),
@@ -206,6 +202,12 @@ class VenueBoard:
         while True:
             self.refresh()
             await asyncio.sleep(_REFRESH_S)
+
+    def _published_age_ms(self, venue: Venue) -> int | None:
+        """Return the age of the newest book or trade of a venue that another process reads."""
+        rows = [row for row in self._feed.status().instruments if row.instrument_id.venue == venue]
+        ages = [age for row in rows for age in (row.book_age_ms, row.trade_age_ms) if age is not None]
+        return min(ages, default=None)
 
     def _look(self, instrument_id: InstrumentId) -> _Lane:
         lane = self._lanes.get(instrument_id)
