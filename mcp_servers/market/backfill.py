@@ -159,12 +159,14 @@ class Backfill:
 
     async def _fill(self, series: Series, wanted: Sequence[Span]) -> str:
         tried: list[Span] = []
+        page: Span | None = None
         self._asked_ms[series] = self._clock.now_ms()
         for _ in range(self._pages):
             missing = await self._missing(series, wanted, tried)
             if not missing:
                 return ""
-            tried += await self._page(series, missing)
+            last, page = page, self._next_page(series, missing)
+            tried += await self._ask(series, page, again=page == last)
         return "older candles are not all here yet; ask again" if await self._missing(series, wanted, tried) else ""
 
     async def _missing(self, series: Series, wanted: Sequence[Span], tried: Sequence[Span]) -> list[Span]:
@@ -172,47 +174,68 @@ class Backfill:
         known = join((*known, *tried))
         return [part for span in wanted for part in without(span, known)]
 
-    async def _page(self, series: Series, missing: Sequence[Span]) -> list[Span]:
-        """Ask for the newest page that ends with something missing; it may span stretches that are known.
+    def _next_page(self, series: Series, missing: Sequence[Span]) -> Span:
+        """Return the newest page that ends with something missing; it may span stretches that are known."""
+        until = missing[-1][1]
+        earliest = until - self._page_bars * series.interval_ms
+        return min(max(start, earliest) for start, end in missing if end > earliest), until
+
+    async def _ask(self, series: Series, page: Span, *, again: bool) -> list[Span]:
+        """Ask for a page and keep what the venue gives.
+
+        Args:
+            again: the same was asked just before: what is not given now either does not exist.
 
         Returns:
             Stretches that are still unknown and that it is no use to ask for again now.
         """
-        interval, until = series.interval_ms, missing[-1][1]
-        earliest = until - self._page_bars * interval
-        since = min(max(start, earliest) for start, end in missing if end > earliest)
+        interval, (since, until) = series.interval_ms, page
         given = await self._venue.candles(series.instrument_id, _NAMES[interval], since, until)
         self.counters["pages"] += 1
-        good, bad = self._checked(series, given, (since, until))
+        good, bad = self._checked(series, given, page)
         self.counters["bars"] += len(good)
         self.counters["garbage"] += len(bad)
         await self._count_differences(series, good)
         now_ms = self._clock.now_ms()
-        spans = self._learned(series, (since, until), good, bad, now_ms)
+        spans = self._learned(series, page, good, bad, now_ms=now_ms, again=again)
         kept = [StoredCandle(candle, complete=True, source="venue") for candle in good]
         await self._tables.write(series, kept, spans, now_ms=now_ms)
         newest = max(since, now_ms - _LATE_MS - (now_ms - _LATE_MS) % interval)
         return [*bad, (newest, until)]
 
     def _learned(
-        self, series: Series, page: Span, good: Sequence[Candle], bad: Sequence[Span], now_ms: int
+        self,
+        series: Series,
+        page: Span,
+        good: Sequence[Candle],
+        bad: Sequence[Span],
+        *,
+        now_ms: int,
+        again: bool,
     ) -> list[StoredSpan]:
         """Return what an answer says: the stretch from its first to its last bar, and where there is nothing.
 
         A venue may give fewer bars than asked, at either end: what lies outside is asked for again, unless it is short.
         """
         interval, (since, until) = series.interval_ms, page
-        if not good:
+        edge = now_ms - _LATE_MS
+        newest = min(until, edge - edge % interval)
+        empty: list[Span] = []
+        known: list[Span] = []
+        if good:
+            first, last = good[0].open_ts_ms, good[-1].open_ts_ms + interval
+            quiet = _QUIET_BARS * interval
+            start = since if first - since <= quiet else first
+            end = newest if 0 < newest - last <= quiet else last
+            known = without((start, end), join(bad))
+            if again:
+                empty = [(since, start), (end, newest)]
+        else:
             self.counters["empty"] += 1
-            edge = min(until, now_ms - _LATE_MS)
-            empty = [(since, edge - edge % interval)]
-            return [StoredSpan(*span, "empty", now_ms) for span in empty if span[0] < span[1]]
-        first, last = good[0].open_ts_ms, good[-1].open_ts_ms + interval
-        quiet = _QUIET_BARS * interval
-        start = since if first - since <= quiet else first
-        end = until if until - last <= quiet and last + _LATE_MS <= now_ms else last
-        spans = without((start, end), join(bad))
-        return [StoredSpan(*span, "venue", now_ms) for span in spans]
+            empty = [(since, newest)]
+        return [StoredSpan(*span, "venue", now_ms) for span in known] + [
+            StoredSpan(*part, "empty", now_ms) for span in join(empty) for part in without(span, join(bad))
+        ]
 
     def _checked(self, series: Series, given: Iterable[Candle], page: Span) -> tuple[list[Candle], list[Span]]:
         """Return the good bars by time, and the intervals of bars that make no sense."""
