@@ -374,7 +374,7 @@ async def test_the_ticker_shows_last_price_volume_and_age(ask: Asker, still: Sti
     still.candles.add(BTC, 5, Decimal("100.5"), Decimal(2))
     still.clock.advance(40)
     ticker = (await ask("market_get_tickers", symbols=["BTC/USDT"], venue="paper"))["tickers"][0]
-    assert ticker == {
+    expected = {
         "symbol": "BTC/USDT",
         "venue": "binance",
         "bid": "99",
@@ -386,6 +386,7 @@ async def test_the_ticker_shows_last_price_volume_and_age(ask: Asker, still: Sti
         "stale": False,
         "source": "replay",
     }
+    assert {name: ticker[name] for name in expected} == expected
 
 
 async def test_an_ended_recording_is_a_reason_not_to_trade(ask: Asker, still: Still) -> None:
