@@ -25,6 +25,7 @@ from trading.testing.venue_wire import (
     BinanceDialect,
     BookChange,
     CoinbaseDialect,
+    Event,
     KrakenDialect,
     Print,
     Tape,
@@ -86,10 +87,19 @@ class Recorder:
 class Line:
     """The room's end: a live source of one symbol, its pipeline and what was published."""
 
-    def __init__(self, server: VenueServer, venue: str, *, port: int | None, silence_s: float, limits: Any) -> None:
+    def __init__(
+        self,
+        server: VenueServer,
+        venue: str,
+        *,
+        port: int | None,
+        symbol: str | None,
+        silence_s: float,
+        timeout_ms: int | None,
+    ) -> None:
         self.server = server
         self.venue = venue
-        self.symbol = SYMBOLS[venue]
+        self.symbol = symbol or SYMBOLS[venue]
         self.id = InstrumentId(Venue(venue), Symbol(self.symbol))
         self.pauses: list[float] = []
         clock, at = SystemClock(), port or server.port
@@ -97,7 +107,7 @@ class Line:
             self.id.venue,
             (self.id.symbol,),
             clock,
-            open_=lambda: _open(venue, server.rest_url_at(at), server.ws_url_at(at), limits),
+            open_=lambda: _open(venue, server.rest_url_at(at), server.ws_url_at(at), timeout_ms),
             sleep=self._pause,
             random=lambda: 1.0,
             silence_s=silence_s,
@@ -153,19 +163,31 @@ class Line:
         return any(not book.bids and not book.asks for book in self.published.books[since:])
 
 
-def _open(venue: str, rest_url: str, ws_url: str, limits: Any) -> Any:
+def _open(venue: str, rest_url: str, ws_url: str, timeout_ms: int | None) -> Any:
     exchange: Any = open_exchange(venue, rest_url=rest_url, ws_url=ws_url)
-    if limits:
-        limits(exchange)
+    exchange.enableRateLimit = False  # the local venue has no limit, and the client's own pauses are no subject here
+    exchange.timeout_on_exit = 0  # it waits for TLS to say goodbye, and there is none here
+    if timeout_ms is not None:
+        exchange.timeout = timeout_ms
     return exchange
 
 
 @asynccontextmanager
 async def live_line(
-    server: VenueServer, venue: str, *, port: int | None = None, silence_s: float = 30.0, limits: Any = None
+    server: VenueServer,
+    venue: str,
+    *,
+    port: int | None = None,
+    symbol: str | None = None,
+    silence_s: float = 30.0,
+    timeout_ms: int | None = None,
 ) -> AsyncIterator[Line]:
-    """Run a line to a server, or to what stands on ``port`` before it; it must never fail by itself."""
-    line = Line(server, venue, port=port, silence_s=silence_s, limits=limits)
+    """Run a line to a server, or to what stands on ``port`` before it; it must never fail by itself.
+
+    Args:
+        timeout_ms: the longest wait for a REST answer; the room's own unless a test says otherwise.
+    """
+    line = Line(server, venue, port=port, symbol=symbol, silence_s=silence_s, timeout_ms=timeout_ms)
     task = asyncio.create_task(line.pipeline.run())
     with running(task):
         try:
@@ -188,6 +210,15 @@ def _plain(number: str) -> str:
     return number.rstrip("0").rstrip(".") if "." in number else number
 
 
-def next_change(server: VenueServer, symbol: str) -> int:
-    """Return how many events lie before the next book change of a symbol."""
-    return server.market.events_until(lambda event: isinstance(event, BookChange) and event.symbol == symbol)
+def next_visible_change(server: VenueServer, symbol: str) -> int:
+    """Return how many events lie before the next change among the ten best levels as they are now."""
+    bids, asks = server.top(symbol, 10)
+    worst_bid, worst_ask = float(bids[-1][0]), float(asks[-1][0])
+
+    def visible(event: Event) -> bool:
+        if not isinstance(event, BookChange) or event.symbol != symbol:
+            return False
+        prices = [float(price) for price, _ in (*event.bids, *event.asks)]
+        return any(worst_bid <= price <= worst_ask for price in prices)
+
+    return server.market.events_until(visible)

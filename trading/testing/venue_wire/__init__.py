@@ -9,17 +9,28 @@ from trading.testing.venue_wire.coinbase import CoinbaseDialect
 from trading.testing.venue_wire.faults import Faults, HttpFault
 from trading.testing.venue_wire.kraken import KrakenDialect
 from trading.testing.venue_wire.market import Top, WireMarket
-from trading.testing.venue_wire.recorded import BookChange, Print, Tape, load_binance, load_coinbase, load_rest
+from trading.testing.venue_wire.recorded import (
+    BookChange,
+    Event,
+    Print,
+    StartingBook,
+    Tape,
+    load_binance,
+    load_coinbase,
+    load_rest,
+)
 from trading.testing.venue_wire.server import VenueServer
 
 __all__ = [
     "BinanceDialect",
     "BookChange",
     "CoinbaseDialect",
+    "Event",
     "Faults",
     "HttpFault",
     "KrakenDialect",
     "Print",
+    "StartingBook",
     "Tape",
     "Top",
     "VenueServer",

@@ -36,7 +36,7 @@ class CoinbaseDialect(Dialect):
     def rest(self, path: str, query: Mapping[str, str]) -> Answer | None:
         """Answer products, one product, its ticker and candles, product_book, time and the v2 lists ccxt asks for."""
         if path.startswith("/v2/"):
-            return _accounts_app(path)
+            return self._accounts_app(path)
         if path == "/api/v3/brokerage/time":
             now = self.market.now_us
             return Answer(
@@ -135,9 +135,19 @@ class CoinbaseDialect(Dialect):
         return answers[what](symbol, query) if what in answers else None
 
     def _priced(self, product: Json) -> Json:
-        """Return a product with the last price played."""
-        prints = self.market.prints_of(_symbol(str(product["product_id"])))
-        return {**product, "price": prints[-1].price} if prints else product
+        """Return a product with the last price played, its 24 hours being the tape so far."""
+        symbol = _symbol(str(product["product_id"]))
+        for day in self.market.bars(symbol, 2**50)[:1]:  # one bar of everything; none before the first trade
+            return {**product, "price": str(day.close), "volume_24h": str(day.volume)}
+        return product
+
+    def _accounts_app(self, path: str) -> Answer | None:
+        """Answer the older API, of which ccxt reads the time and currencies; the recording needs none of its own."""
+        if path == "/v2/time":
+            return Answer({"data": {"iso": rfc3339(self.market.now_us), "epoch": self.market.now_us // 1_000_000}})
+        if path in ("/v2/currencies", "/v2/currencies/crypto"):
+            return Answer({"data": []})
+        return Answer({"data": {"currency": "USD", "rates": {}}}) if path == "/v2/exchange-rates" else None
 
     def _ticker(self, symbol: str, query: Mapping[str, str]) -> Answer:
         start, end = whole(query.get("start"), 0), whole(query.get("end"), 2**62)
@@ -160,13 +170,6 @@ class CoinbaseDialect(Dialect):
         bids, asks = ([{"price": p, "size": q} for p, q in side] for side in (book.bids(limit), book.asks(limit)))
         body: Json = {"product_id": _id(symbol), "bids": bids, "asks": asks, "time": rfc3339(book.ts_us)}
         return Answer({"pricebook": body})
-
-
-def _accounts_app(path: str) -> Answer | None:
-    """Answer the older API, of which ccxt reads currencies; the recording needs none of its own."""
-    if path in ("/v2/currencies", "/v2/currencies/crypto"):
-        return Answer({"data": []})
-    return Answer({"data": {"currency": "USD", "rates": {}}}) if path == "/v2/exchange-rates" else None
 
 
 def _rows(side: str, levels: tuple[RawLevel, ...] | list[RawLevel], ts_us: int) -> list[Json]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ class Session:
         sequence: of the last message sent, for venues that number them per connection; -1 before the first.
         shown: the levels the client has, for venues that send a limited depth.
         delayed: frames that a fault keeps back.
+        mark: payload of the newest ping; ``read`` is set when it comes back, or nothing more will.
     """
 
     channels: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
@@ -46,6 +48,8 @@ class Session:
         default_factory=dict[str, tuple[dict[str, str], dict[str, str]]]
     )
     delayed: list[str] = field(default_factory=list[str])
+    mark: bytes = b""
+    read: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Dialect(ABC):

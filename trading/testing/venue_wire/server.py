@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -47,11 +48,12 @@ class VenueServer:
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
         self._port = 0
+        self._settles = 0
 
     async def __aenter__(self) -> Self:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._request)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.02)
         await self._runner.setup()
         await self.listen()
         return self
@@ -76,6 +78,11 @@ class VenueServer:
     def ws_url(self) -> str:
         """The address to give a client for WebSockets."""
         return self.ws_url_at(self._port)
+
+    @property
+    def ws_path(self) -> str:
+        """The path of WebSockets, for faults that concern only them."""
+        return self._dialect.ws_path
 
     def rest_url_at(self, port: int) -> str:
         """Return the REST address behind another loopback port, such as a proxy's."""
@@ -149,10 +156,16 @@ class VenueServer:
             if not self.faults.silent and not socket.closed:
                 await socket.send_bytes(data)
 
-    async def ping(self) -> None:
-        """Send every client a ping frame; answers are counted as ``pong``."""
-        for socket in tuple(self._clients):
-            await socket.ping()
+    async def settle(self) -> None:
+        """Return when every client has read all that it was sent: each is pinged, and answers in order or goes away."""
+        self._settles += 1
+        mark = str(self._settles).encode()
+        for socket, (session, _) in tuple(self._clients.items()):
+            session.read.clear()
+            session.mark = mark
+            with contextlib.suppress(ConnectionError):
+                await socket.ping(mark)
+                await session.read.wait()
 
     async def close(self, code: int = 1001) -> None:
         """Close every WebSocket in good order."""
@@ -201,10 +214,13 @@ class VenueServer:
                     await socket.pong(message.data)
                 elif message.type is WSMsgType.PONG:
                     self.asked["pong"] += 1
+                    if bytes(message.data) == session.mark:
+                        session.read.set()
         except ConnectionError:
             pass  # the client is gone, or the test cut it off
         finally:
             self._clients.pop(socket, None)
+            session.read.set()
         return socket
 
     def _receive(self, session: Session, text: str) -> list[Frame]:
