@@ -62,14 +62,14 @@ class FeeRates:
     Attributes:
         assumed: True while no account's own rates are known.
         source: where they are from.
-        age_ms: since the venue was asked.
+        age_ms: since the venue was asked; None for rules of a live feed, which has them anew with every connection.
     """
 
     maker: Decimal
     taker: Decimal
     assumed: bool
     source: str
-    age_ms: int
+    age_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +273,10 @@ class Reference:
 
         return await self._rest(venue, "spot").ask(question)
 
+    def age_ms(self, received_ts_ms: int) -> int:
+        """Return milliseconds since an answer arrived; never negative."""
+        return max(0, self._clock.now_ms() - received_ts_ms)
+
     async def aclose(self) -> None:
         """Close every exchange."""
         await asyncio.gather(*(rest.close() for rest in self._rests.values()))
@@ -320,7 +324,7 @@ class Reference:
         return decode(shape, (await self._cache.get(kind, key, ttl_s, load_bytes)).data)
 
 
-def fee_rates(rules: Instrument, age_ms: int) -> FeeRates:
+def fee_rates(rules: Instrument, age_ms: int | None) -> FeeRates:
     """Return the fee rates in an instrument's rules, with where they are from."""
     if not rules.maker_fee and not rules.taker_fee:
         source = "none published: taken as 0"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mcp_servers.market.health import Health
 from mcp_servers.market.history import History
 from mcp_servers.market.prices import Prices
+from mcp_servers.market.reference import Reference
 from mcp_servers.market.sources.base import SourceState
 from trading.domain.instruments import InstrumentId
 
@@ -20,11 +21,13 @@ class MarketService:
         prices: the newest books and trades, and questions about them.
         history: candles.
         health: what to report of source and bus.
+        reference: asks the venues; None in a replay, which has no network.
     """
 
     prices: Prices
     history: History
     health: Callable[[], Health]
+    reference: Reference | None = None
 
     def reasons_against(self) -> list[str]:
         """Return why prices should not be traded on now; empty when nothing speaks against it."""
