@@ -207,9 +207,13 @@ async def open_candles(location: LedgerLocation, *, write: bool) -> AsyncGenerat
 
 
 @asynccontextmanager
-async def open_candles_in_memory() -> AsyncGenerator[CandleTables]:
-    """Open candles that are gone with the block, for a process that may not write the desk's."""
-    memory = MemoryTables(ROOM)
+async def open_candles_in_memory(*, pages_max: int = 16_384) -> AsyncGenerator[CandleTables]:
+    """Open candles that are gone with the block, for a process that may not write the desk's.
+
+    Args:
+        pages_max: of 4 KiB (by default 64 MiB, some 400,000 candles); when they are full everything is forgotten.
+    """
+    memory = MemoryTables(ROOM, pages_max=pages_max)
     tables = CandleTables(memory, memory)
     try:
         yield tables

@@ -69,12 +69,18 @@ class SqliteTables:
 
 
 class MemoryTables:
-    """The tables of a room in memory, both read and written."""
+    """The tables of a room in memory, both read and written.
+
+    Args:
+        room: whose tables.
+        pages_max: of 4 KiB; when they are full everything is forgotten, which may be fetched again.
+    """
 
     postgres = False
 
-    def __init__(self, room: str) -> None:
+    def __init__(self, room: str, *, pages_max: int = 16_384) -> None:
         self._room = room
+        self._pages_max = pages_max
         self._connection: aiosqlite.Connection | None = None
         self._one_at_a_time = asyncio.Lock()
 
@@ -91,13 +97,20 @@ class MemoryTables:
         """Do statements with their parameters in one transaction; raises LedgerUnavailable."""
         async with self._one_at_a_time:
             try:
-                await _in_transaction(self._connection or await self._open(), steps)
+                try:
+                    await _in_transaction(self._connection or await self._open(), steps)
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                        raise
+                    await self._forget()
+                    await _in_transaction(await self._open(), steps)
             except sqlite3.Error as error:
                 raise LedgerUnavailable(f"memory: {error}") from error
 
     async def _open(self) -> aiosqlite.Connection:
         connection = await aiosqlite.connect(":memory:", isolation_level=None, cached_statements=_STATEMENTS_KEPT)
         self._connection = connection
+        await connection.execute(f"PRAGMA max_page_count = {self._pages_max}")
         for table in metadata_for(self._room).sorted_tables:
             await connection.execute(str(CreateTable(table).compile(dialect=sqlite.dialect())))
         return connection
@@ -105,9 +118,12 @@ class MemoryTables:
     async def close(self) -> None:
         """Forget everything."""
         async with self._one_at_a_time:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                await connection.close()
+            await self._forget()
+
+    async def _forget(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
 
 
 async def _in_transaction(connection: aiosqlite.Connection, steps: Sequence[tuple[str, Sequence[object]]]) -> None:
