@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from mcp_servers.market.quality import Judged, Mark, median
 from trading.domain.errors import InvalidValue
 from trading.domain.identifiers import Symbol, Venue
-from trading.domain.market_data import Side
+from trading.domain.market_data import OrderBook, Side
 from trading.domain.money import BPS, ONE, add, difference_bps, divide, multiply, subtract
 
 _HALF: Final = Decimal("0.5")
@@ -116,18 +116,25 @@ def merge(
     """
     levels: list[VenueLevel] = []
     for item in judged:
-        if not item.usable:
-            continue
-        venue = item.book.instrument_id.venue
-        factor = fee_factor(side, rates[venue]) if rates is not None else ONE
-        for price, quantity in (item.book.asks if side is Side.BUY else item.book.bids)[:depth]:
-            levels.append(VenueLevel(price if factor is ONE else multiply(price, factor), quantity, venue))
+        if item.usable:
+            levels += levels_of(item.book, side, None if rates is None else rates[item.book.instrument_id.venue])[
+                :depth
+            ]
     # copy_negate is exact, the operator rounds to the ambient precision.
     if side is Side.BUY:
         levels.sort(key=lambda level: (level.price, level.quantity.copy_negate(), level.venue))
     else:
         levels.sort(key=lambda level: (level.price.copy_negate(), level.quantity.copy_negate(), level.venue))
     return levels
+
+
+def levels_of(book: OrderBook, side: Side, rate: Decimal | None = None) -> list[VenueLevel]:
+    """Return the levels that an order on ``side`` would meet in one book, with a fee of ``rate`` in their prices."""
+    venue, levels = book.instrument_id.venue, book.asks if side is Side.BUY else book.bids
+    if rate is None:
+        return [VenueLevel(price, quantity, venue) for price, quantity in levels]
+    factor = fee_factor(side, rate)
+    return [VenueLevel(multiply(price, factor), quantity, venue) for price, quantity in levels]
 
 
 def fee_factor(side: Side, rate: Decimal) -> Decimal:

@@ -203,7 +203,7 @@ def _offers(outlets: Sequence[Outlet], side: Side) -> list[_Offer]:
         for price, quantity in _levels(outlet, side):
             priced = multiply(price, factor)
             offers.append(_Offer(priced if side is Side.BUY else priced.copy_negate(), price, quantity, index))
-    offers.sort(key=lambda offer: (offer.order, offer.outlet))
+    offers.sort(key=lambda offer: (offer.order, offer.quantity.copy_negate(), offer.outlet))
     return offers
 
 

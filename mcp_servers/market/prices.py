@@ -264,6 +264,10 @@ class Prices:
         """Return milliseconds since the book was published, or by the venue's clock when that is more (live)."""
         return self._judge.judge(book, state=None).age_ms
 
+    def trade_age_ms(self, trade: TradePrint) -> int:
+        """Return milliseconds since the trade was published."""
+        return max(0, self._clock.now_ms() - trade.published_ts_ms)
+
     def is_stale(self, book: OrderBook) -> bool:
         """Return whether no order may be priced from this book; ``judged`` says why."""
         return not self._judge.judge(book, state=None).usable

@@ -1,10 +1,34 @@
-"""Tickers, books and fill estimates: prices in quote per base, quantities in base, times in milliseconds."""
+"""Tickers, books and fill estimates: prices in quote per base, quantities in base, times in milliseconds.
+
+A model reads these schemas before every call, so they are short: types stand once and are referred to by a letter, rows
+of a list name their own fields, and nothing is said to be required although every field is always sent.
+"""
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, WithJsonSchema
+from typing_extensions import TypeAliasType
 
 from mcp_servers.envelope import DecimalText, Row
+
+D = TypeAliasType("D", DecimalText)
+N = TypeAliasType("N", D | None)
+I = TypeAliasType("I", int | None)  # noqa: E741  as short as the others
+L = TypeAliasType("L", tuple[D, D])
+
+
+#: Rows name their own fields; their schema would only repeat that.
+_OBJECT = WithJsonSchema({"type": "object"})
+
+
+def _without_required(schema: dict[str, Any]) -> None:
+    schema.pop("required", None)
+
+
+class _Answer(Row):
+    model_config = ConfigDict(json_schema_extra=_without_required)
 
 
 class Ticker(Row):
@@ -12,48 +36,101 @@ class Ticker(Row):
 
     symbol: str
     venue: str
-    bid: DecimalText | None
-    ask: DecimalText | None
-    mid: DecimalText | None
-    last: DecimalText | None
-    volume: DecimalText = Field(description="Base traded on the venue's clock in the last 24 h that this server saw")
-    age_ms: int | None = Field(description="Since publication")
+    bid: N
+    ask: N
+    mid: N
+    last: N
+    last_age_ms: I
+    volume: D = Field(description="Base in the last 24 h that this server saw")
+    venue_ts_ms: I
+    received_ts_ms: I
+    age_ms: I
     stale: bool
-    source: str | None = Field(description="live, replay or synthetic")
+    marks: list[str]
+    source: str | None
+    failed_over_from: str | None
 
 
-class Tickers(Row):
-    """One row per asked symbol, in the order asked."""
+class Tickers(_Answer):
+    """In the order asked; stale: do not price an order from it, marks say why."""
 
-    tickers: list[Ticker]
+    tickers: list[Annotated[Ticker, _OBJECT]]
 
 
-class Book(Row):
-    """Best levels first; each level is [price, quantity]."""
+class Book(_Answer):
+    """Best levels first, [price, quantity]; of a merged book the oldest times."""
 
     symbol: str
     venue: str
-    bids: list[tuple[DecimalText, DecimalText]]
-    asks: list[tuple[DecimalText, DecimalText]]
+    bids: list[L]
+    asks: list[L]
+    bid_venues: list[str]
+    ask_venues: list[str]
     sequence: int
     venue_ts_ms: int
+    received_ts_ms: int
     age_ms: int
-    stale: bool = Field(description="Too old, or not two-sided: do not price an order from it")
+    stale: bool
+    marks: list[str]
     source: str
+    left_out: dict[str, str]
 
 
-class FillEstimate(Row):
-    """What a market order of that size would get from the book as it is."""
+class VenuePrice(Row):
+    """One venue; it takes part when ``marks`` is empty."""
+
+    venue: str
+    bid: N
+    ask: N
+    mid: N
+    deviation_bps: N
+    volume: D
+    venue_ts_ms: int
+    received_ts_ms: int
+    age_ms: int
+    skew_ms: I
+    source: str
+    marks: list[str]
+
+
+class Comparison(_Answer):
+    """Venues without marks together."""
+
+    symbol: str
+    bid: N
+    bid_venue: str | None
+    ask: N
+    ask_venue: str | None
+    spread_bps: N = Field(description="Negative: venues cross. Before fees and transfer")
+    spread_after_fees_bps: N
+    mid: N
+    index: N = Field(description="Median mid")
+    mark: N = Field(description="Index within bid and ask")
+    volume: D
+    venues: list[Annotated[VenuePrice, _OBJECT]]
+    left_out: dict[str, str]
+
+
+class FillEstimate(_Answer):
+    """Fees in quote at taker rates."""
 
     symbol: str
     venue: str
     side: str
-    requested: DecimalText = Field(description="Base, rounded down to the step")
-    filled: DecimalText
-    unfilled: DecimalText = Field(description="Base that 50 levels cannot give")
-    vwap: DecimalText | None
-    worst_price: DecimalText | None
-    notional: DecimalText
-    fee: DecimalText = Field(description="Quote, at the taker rate")
-    impact_bps: DecimalText | None = Field(description="How much worse than mid, fees not counted")
+    requested: D
+    filled: D
+    unfilled: D
+    vwap: N
+    worst_price: N
+    notional: D
+    fee: D
+    fee_rate: D
+    fee_assumed: bool
+    impact_bps: N = Field(description="Worse than mid, without fees")
+    break_even_bps: N = Field(description="Move that pays a round trip")
+    venue_ts_ms: int
+    received_ts_ms: int
     age_ms: int
+    parts: dict[str, D]
+    left_out: dict[str, str]
+    opposite: Annotated[FillEstimate | None, WithJsonSchema({})] = None
