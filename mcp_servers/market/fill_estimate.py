@@ -141,7 +141,10 @@ def estimate(outlets: Sequence[Outlet], side: Side, quantity: Decimal) -> FillEs
     """
     requested = max(outlet.instrument.quantity_floor(quantity) for outlet in outlets)
     best: FillEstimate | None = None
-    for shares in (_spread(outlets, side, requested), *({index: requested} for index in range(len(outlets)))):
+    ways = [{index: requested} for index in range(len(outlets))]
+    if len(outlets) > 1:
+        ways.append(_spread(outlets, side, requested))
+    for shares in ways:
         found = _filled(outlets, side, requested, shares)
         if found is not None and (best is None or _is_better(found, best)):
             best = found
