@@ -44,6 +44,7 @@ _STOP_S: Final = 3.0
 _GRACE_MS: Final = 1_000
 #: Minutes that are compared again, for trades that came late.
 _WATCHED_AGAIN: Final = 5
+_AT_ONCE_MS: Final = 500 * MINUTE_MS
 _PRUNE_MS: Final = 6 * HOUR_MS
 
 #: Told of a closed minute once, and whether every trade of it was seen.
@@ -129,9 +130,12 @@ class CandleArchive:
 
     def _collect(self, instrument_id: InstrumentId, boundary: int) -> None:
         reached = self._reached.get(instrument_id)
+        since = self._candles.bars_from_ms(instrument_id, MINUTE_MS) if reached is None else reached
+        since -= since % MINUTE_MS
+        boundary = min(boundary, since + _AT_ONCE_MS)  # a week at once would hold up the feed; the rest comes next time
         sent = self._sent.setdefault(instrument_id, OrderedDict())
-        since = 0 if reached is None else reached - _WATCHED_AGAIN * MINUTE_MS
         whole = join(aligned(self._watch.spans(instrument_id), MINUTE_MS))
+        since -= 0 if reached is None else _WATCHED_AGAIN * MINUTE_MS
         for bar in self._candles.base_bars(instrument_id, MINUTE_MS, since, boundary):
             known, now = sent.get(bar.open_ts_ms), (bar.trades, bar.volume)
             if known == now:
@@ -142,13 +146,19 @@ class CandleArchive:
             self.counters["late" if known else "closed"] += 1
             self.counters["incomplete"] += not stored.complete
             if known is None:
-                for hook in self.on_candle_closed:
-                    hook(bar, stored.complete)
+                self._tell(bar, complete=stored.complete)
         while len(sent) > 2 * _WATCHED_AGAIN:
             sent.popitem(last=False)
         self._reached[instrument_id] = boundary
         for interval in (HOUR_MS, DAY_MS):
             self._roll_up(instrument_id, interval, reached or 0, boundary)
+
+    def _tell(self, bar: Candle, *, complete: bool) -> None:
+        for hook in self.on_candle_closed:
+            try:
+                hook(bar, complete)
+            except Exception:  # noqa: BLE001  a listener's defect is not the archive's
+                _log.exception("a listener to closed candles failed")
 
     def _roll_up(self, instrument_id: InstrumentId, interval: int, reached: int, boundary: int) -> None:
         """Queue the hours or days that have ended since, if all their minutes are here and were seen whole."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mcp_servers.market.candles import TIMEFRAMES
 from mcp_servers.market.merging import merge_one
@@ -102,9 +102,12 @@ def series_of(
     )
 
 
-def built(candle: Candle) -> Bar:
+_HERE: Final = frozenset(("trades",))
+
+
+def built(candle: Candle, *, complete: bool = True) -> Bar:
     """Return a bar of this process's own."""
-    return Bar(candle, complete=True, origins=frozenset(("trades",)))
+    return Bar(candle, complete, _HERE)
 
 
 def stored(item: StoredCandle) -> Bar:
@@ -120,4 +123,4 @@ def better(old: Bar | None, new: Bar) -> Bar:
 def together(parts: Sequence[Bar], interval_ms: int, *, complete: bool, closed: bool) -> Bar:
     """Return the one bar of ``interval_ms`` that ``parts`` (oldest first, at least one) make."""
     candle = merge_one([part.candle for part in parts], interval_ms, closed=closed)
-    return Bar(candle, complete, frozenset[str]().union(*(part.origins for part in parts)))
+    return Bar(candle, complete, parts[0].origins.union(*{part.origins for part in parts}))

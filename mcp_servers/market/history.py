@@ -12,6 +12,7 @@ Rules kept here:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -21,6 +22,7 @@ from mcp_servers.market.candle_archive import HOUR_MS, KEPT_INTERVALS
 from mcp_servers.market.candle_series import Bar, CandleSeries, better, built, series_of, stored, together
 from mcp_servers.market.candles import MINUTE_MS, SECOND_MS, TIMEFRAMES, CandleStore
 from mcp_servers.market.market_time import MarketTime
+from mcp_servers.market.merging import merge_bars
 from mcp_servers.market.spans import Span, Watch, aligned, covers, join, without
 from trading.adapters.sql.candles import CandleTables, Series
 from trading.domain.errors import InvalidValue, LedgerError, Unavailable
@@ -32,6 +34,8 @@ BARS_MAX: Final = 1_000
 #: Finer bars that are put together for a stretch whose own bars are not kept.
 _FINER_MAX: Final = 10_080
 _QUIET_MS: Final = 10_000
+#: Bars that are worked on before everybody else has a turn.
+_AT_ONCE: Final = 500
 
 
 @dataclass(slots=True)
@@ -130,7 +134,7 @@ class History:
                 raise InvalidValue(
                     "this market gives longer bars only", code="INVALID_TIMEFRAME", allowed=allowed
                 )  # fmt: skip
-            bars = self._from_memory(question, interval, start)
+            bars = await self._from_memory(question, interval, start)
         else:
             bars = await self._from_everywhere(question, interval, start)
         more = asked < start and (self._backfill is not None or self._is_older(instrument_id, start))
@@ -140,19 +144,19 @@ class History:
     def _is_older(self, instrument_id: InstrumentId, start: int) -> bool:
         return bool(self._shelves) or 0 < self._candles.since_ms(instrument_id) < start
 
-    def _from_memory(self, question: _Question, interval: int, start: int) -> list[Bar]:
+    async def _from_memory(self, question: _Question, interval: int, start: int) -> list[Bar]:
         """Put bars together from what this process keeps; the archive has nothing shorter than minutes."""
         key, end = question.instrument_id, question.end_ms
         bars = self._candles.base_bars(key, interval, start, end + 1)
         seen = [bar for bar in bars if question.present or bar.open_ts_ms + bar.interval_ms <= end]
         known = _Known({bar.open_ts_ms: built(bar) for bar in seen}, self._watched(question, interval))
-        return self._merged(question, known, interval, end)
+        return await self._merged(question, known, interval, end)
 
     async def _from_everywhere(self, question: _Question, interval: int, start: int) -> list[Bar]:
         base = max(kept for kept in KEPT_INTERVALS if interval % kept == 0)
         whole_end = question.end_ms - question.end_ms % interval
         known = await self._known(question, base, start, whole_end)
-        bars = self._merged(question, known, interval, whole_end)
+        bars = await self._merged(question, known, interval, whole_end)
         last = await self._last(question, interval, whole_end)
         return [*bars, last] if last is not None else bars
 
@@ -177,20 +181,22 @@ class History:
         spans = join((*spans, *self._watched(question, finest)))
         return together(parts, interval, complete=covers(spans, opened, question.end_ms), closed=False)
 
-    def _merged(self, question: _Question, known: _Known, interval: int, end: int) -> list[Bar]:
+    async def _merged(self, question: _Question, known: _Known, interval: int, end: int) -> list[Bar]:
         """Put known bars together to bars of ``interval``; one that ends after the moment is open."""
         groups: dict[int, list[Bar]] = {}
         for at in sorted(known.bars):
             groups.setdefault(at - at % interval, []).append(known.bars[at])
-        return [
-            together(
-                parts,
-                interval,
-                complete=covers(known.spans, opened, min(opened + interval, end)),
-                closed=opened + interval <= question.end_ms and all(part.candle.closed for part in parts),
-            )
-            for opened, parts in groups.items()
-        ]
+        merged: list[Bar] = []
+        done = 0
+        for opened, parts in groups.items():
+            complete = covers(known.spans, opened, min(opened + interval, end))
+            closed = opened + interval <= question.end_ms and all(part.candle.closed for part in parts)
+            merged.append(together(parts, interval, complete=complete, closed=closed))
+            done += len(parts)
+            if done >= _AT_ONCE:
+                done = 0
+                await asyncio.sleep(0)  # the feed's turn
+        return merged
 
     def _watched(self, question: _Question, interval: int) -> list[Span]:
         """Return the stretches that were seen whole and whose bars are still in memory.
@@ -208,11 +214,11 @@ class History:
         """Return the bars of a kept length that open and end within [start, end)."""
         known, missing = _Known({}, []), [(start, end)] if start < end else []
         if missing and base == MINUTE_MS:
-            known, missing = self._take_from_memory(question, known, base, missing)
+            known, missing = await self._take_from_memory(question, known, base, missing)
         if missing:
             known, missing = await self._take_from_shelves(question, known, base, missing)
         if missing and base > MINUTE_MS:  # after the archive: putting a week of minutes together takes a while
-            known, missing = self._take_from_memory(question, known, base, missing)
+            known, missing = await self._take_from_memory(question, known, base, missing)
         if missing and ask_venue and self._backfill is not None:
             note = await self._backfill.fill(Series(self._feed, question.instrument_id, base), missing)
             question.note(note)
@@ -221,20 +227,23 @@ class History:
             known = await self._take_from_finer(question, known, base, missing)
         return known
 
-    def _take_from_memory(
+    async def _take_from_memory(
         self, question: _Question, known: _Known, base: int, missing: Sequence[Span]
     ) -> tuple[_Known, list[Span]]:
         """Take the bars of this process; of hours and days only those that it has seen whole."""
         watched = aligned(self._watched(question, base), base)
-        for start, end in missing:
-            groups: dict[int, list[Bar]] = {}
-            for bar in self._candles.base_bars(question.instrument_id, MINUTE_MS, start, end):
-                groups.setdefault(bar.open_ts_ms - bar.open_ts_ms % base, []).append(built(bar))
-            for opened, parts in groups.items():
-                complete = covers(watched, opened, opened + base)
-                if complete or base == MINUTE_MS:
-                    bar = together(parts, base, complete=complete, closed=parts[-1].candle.closed)
-                    known.bars[opened] = better(known.bars.get(opened), bar)
+        step = max(base, _AT_ONCE * MINUTE_MS - _AT_ONCE * MINUTE_MS % base)
+        for first, last in missing:
+            for start in range(first, last, step):
+                bars = self._candles.base_bars(question.instrument_id, MINUTE_MS, start, min(start + step, last))
+                if base > MINUTE_MS:
+                    bars = merge_bars(bars, base, now_ms=question.end_ms)
+                for bar in bars:
+                    opened = bar.open_ts_ms
+                    made = built(bar, complete=covers(watched, opened, opened + base))
+                    if made.complete or base == MINUTE_MS:
+                        known.bars[opened] = better(known.bars.get(opened), made)
+                await asyncio.sleep(0)  # the feed's turn
         return _left(known, watched, missing)
 
     async def _take_from_shelves(
@@ -267,7 +276,7 @@ class History:
             if start >= end:
                 break
             parts = await self._known(question, finer, start, end, ask_venue=False)
-            for bar in self._merged(question, parts, base, end):
+            for bar in await self._merged(question, parts, base, end):
                 opened = bar.candle.open_ts_ms
                 known.bars[opened] = better(known.bars.get(opened), bar)
             spans += aligned(parts.spans, base)

@@ -267,6 +267,18 @@ async def test_a_minute_is_taken_a_second_after_its_end(tables: CandleTables) ->
     assert market.closed == [(0, True)]
 
 
+async def test_a_listener_that_fails_costs_neither_candles_nor_the_other_listeners(
+    tables: CandleTables, caplog: pytest.LogCaptureFixture
+) -> None:
+    market = Market(tables)
+    market.archive.on_candle_closed.insert(0, lambda candle, complete: 1 // 0)  # type: ignore[arg-type,return-value]
+    market.trades(0, 1.5)
+    market.archive.collect()
+    await market.archive.write()
+    assert (market.closed, len(await kept(tables))) == ([(0, True)], 1)
+    assert "ZeroDivisionError" in caplog.text
+
+
 async def test_a_late_trade_makes_its_minute_be_written_again(tables: CandleTables) -> None:
     market = Market(tables)
     market.trades(0, 1, 2.1)

@@ -200,6 +200,19 @@ async def test_while_the_server_is_away_the_oldest_are_dropped_and_counted_and_i
     assert TOKEN.get_secret_value() not in caplog.text
 
 
+async def test_the_feed_is_the_same_whether_the_server_is_there_or_not() -> None:
+    async def played(*others: TimeSeries) -> tuple[dict[str, int], int]:
+        clock, candles = ManualClock(), CandleStore()
+        pipeline = MarketPipeline(ReplaySource(part(3_000), clock, speed=0), others, candles, clock)
+        await pipeline.run()
+        return pipeline.counters, candles.now_ms(BTC)
+
+    expected = await played()
+    async with running(series(f"http://127.0.0.1:{free_port()}", buffer=100, stop_s=0.05)) as writer:
+        assert await played(writer) == expected
+        assert writer.counters["dropped"] >= writer.counters["points"] - 100 > 0
+
+
 async def test_points_pushed_out_while_they_are_on_their_way_are_not_counted_as_dropped() -> None:
     async with write_stub() as stub:
         stub.gate.clear()
