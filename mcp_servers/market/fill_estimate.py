@@ -143,7 +143,7 @@ def estimate(outlets: Sequence[Outlet], side: Side, quantity: Decimal) -> FillEs
     best: FillEstimate | None = None
     ways = [{index: requested} for index in range(len(outlets))]
     if len(outlets) > 1:
-        ways.append(_spread(outlets, side, requested))
+        ways.insert(0, _spread(outlets, side, requested))  # of equal ways the first one counts
     for shares in ways:
         found = _filled(outlets, side, requested, shares)
         if found is not None and (best is None or _is_better(found, best)):
