@@ -203,6 +203,8 @@ class MarketPipeline:
                 for instrument_id in update.instrument_ids:
                     tracked = self._track(instrument_id)
                     tracked.book.reset()
+                    if update.reason == "gap":  # a live source finds the lost change itself
+                        self._tell("market.gap_detected", instrument_id)
                     if not self._source.catching_up:
                         self._book_changed(instrument_id, tracked, 0, tracked.received_ts_ms)
 

@@ -66,7 +66,11 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """The stream begins anew: books of these instruments are worthless until a snapshot."""
+    """The stream begins anew: books of these instruments are worthless until a snapshot.
+
+    Attributes:
+        reason: ``gap`` when a change was lost; otherwise a code or words for a person.
+    """
 
     instrument_ids: tuple[InstrumentId, ...]
     reason: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from decimal import Decimal
 from typing import Any, cast
@@ -357,6 +357,36 @@ async def test_a_book_that_falls_silent_is_not_alive_because_other_frames_come()
     assert (line.counters["silent"], line.counters["resyncs"]) == (1, 1)
 
 
+async def test_a_refused_subscription_is_the_reason_when_no_book_comes() -> None:
+    exchange = FakeExchange([])
+
+    def refuse() -> Any:
+        exchange.client("ws://venue").handle_message(
+            '{"method": "subscribe", "success": false, "error": "no such pair"}'
+        )
+        return TimeoutError()
+
+    exchange.books = [refuse]
+    line = Line(exchange)
+    await line.take(2)
+    status = line.source.status()
+    assert (status.code, status.counters["refused"]) == ("VENUE_REFUSED", 1)
+
+
+async def test_a_refused_subscription_does_not_take_the_books_that_come() -> None:
+    exchange = FakeExchange([])
+
+    def refuse() -> Any:
+        exchange.client("ws://venue").handle_message('{"op": "subscribe", "success": false, "ret_msg": "no"}')
+        return TimeoutError()
+
+    exchange.books = [BOOK, refuse, BOOK]
+    line = Line(exchange)
+    updates = await line.take(4)
+    assert [type(update) for update in updates] == [Rules, Snapshot, Restarted, Snapshot]
+    assert line.source.status().state is SourceState.RUNNING
+
+
 async def test_trades_that_come_again_after_a_reconnect_are_given_once() -> None:
     later = {**TRADE, "id": "t2"}
     line = Line(FakeExchange([], [[TRADE], NetworkError("reset")]), FakeExchange([], [[TRADE, later]]))
@@ -420,6 +450,21 @@ async def test_a_lost_connection_shows_as_an_empty_book_in_the_feed() -> None:
         book = feed.book(BTC)
         seen.append(book is not None and book.is_two_sided)
     assert seen == [False, True, False]
+
+
+async def test_a_lost_change_is_told_to_other_rooms() -> None:
+    told: list[tuple[str, Mapping[str, object]]] = []
+
+    class Events:
+        def publish(self, event_type: str, payload: Mapping[str, object]) -> None:
+            told.append((event_type, payload))
+
+    line = Line(FakeExchange([BOOK, ChecksumError("mismatch"), NetworkError("reset")]), FakeExchange([]))
+    feed = LocalMarketFeed(line.clock, feed=Feed.LIVE)
+    pipeline = MarketPipeline(line.source, (feed,), CandleStore(), line.clock, events=Events())
+    for update in await line.take(4):
+        pipeline.handle(update)
+    assert told == [("market.gap_detected", {"venue": "binance", "symbol": "BTC/USDT"})]
 
 
 def test_precision_in_decimal_places_becomes_a_step() -> None:

@@ -7,7 +7,8 @@ Rules kept here:
   are marked, and the socket is dropped; the next ``watch`` call dials again and begins with a fresh snapshot.
 - A venue without a sequence check loses its socket after garbage: what the frame would have changed is unknown.
 - Sockets may be dropped so a few times a minute; after that the whole connection counts as broken.
-- A refusal that the venue sends as a frame fails the connection with the venue's own words.
+- A refusal that ccxt recognises fails the connection. Of one that it passes over the symbol stays without a book; when
+  no book came at all, that refusal is the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
 from mcp_servers.market.sources.ccxt.exchange import Exchange, WsClient
-from mcp_servers.market.sources.ccxt.failures import Resync, Silent, TooManyResyncs
+from mcp_servers.market.sources.ccxt.failures import Resync, Silent, SubscriptionRefused, TooManyResyncs
 from mcp_servers.market.sources.ccxt.sequences import Seen, SequenceCheck
 from trading.domain.identifiers import Symbol
 from trading.ports.clock import Clock
@@ -42,7 +43,7 @@ class Connection:
         exchange: fresh; its ``client`` is replaced so that every socket is watched from its first frame.
         symbols: what is subscribed.
         new_check: makes the sequence check of each socket.
-        counts: ``garbage``, ``old``, ``gaps``, ``resyncs`` and ``silent`` are added up here.
+        counts: ``garbage``, ``old``, ``gaps``, ``resyncs``, ``refused`` and ``silent`` are added up here.
 
     Attributes:
         received_ms: when the newest readable frame arrived; 0 before the first.
@@ -67,6 +68,7 @@ class Connection:
         self._clients: dict[str, WsClient] = {}
         self._broken: dict[Symbol, str] = {}
         self._refusal: Exception | None = None
+        self._declined: SubscriptionRefused | None = None
         self._drops: deque[int] = deque(maxlen=MAX_DROPS + 1)
         self._quiet: dict[Symbol, int] = {}
         exchange.client = self._client
@@ -99,17 +101,21 @@ class Connection:
         """Return why a symbol's book became worthless since the last call; empty when it did not."""
         return self._broken.pop(symbol, "")
 
-    def check_silence(self, symbol: Symbol, limit_s: float) -> None:
+    def check_silence(self, symbol: Symbol, limit_s: float, *, running: bool) -> None:
         """Deal with a book that gave nothing for ``limit_s``: its sockets are dropped, at most every five minutes.
 
         Other symbols or heartbeats keep the connection alive, but not this book.
 
+        Args:
+            running: whether any book has come over this connection.
+
         Raises:
-            Silent: nothing at all has arrived for that long.
+            Silent: nothing at all has arrived for that long, or no book.
+            SubscriptionRefused: no book came, and a subscription was refused.
         """
         self._counts["silent"] += 1
-        if self._clock.now_ms() - self.received_ms >= limit_s * 1_000:
-            raise Silent
+        if not running or self._clock.now_ms() - self.received_ms >= limit_s * 1_000:
+            raise self._declined or Silent
         now_ns = self._clock.monotonic_ns()
         if now_ns - self._quiet.get(symbol, now_ns - _QUIET_NS) < _QUIET_NS:
             return
@@ -129,6 +135,8 @@ class Connection:
         self._counts["resyncs"] += 1
         for symbol in self._symbols_of(client):
             self.exchange.orderbooks.pop(symbol, None)
+            if symbol.endswith("/USDC"):  # Coinbase's USDC markets have the book of their USD alias
+                self.exchange.orderbooks.pop(symbol[:-1], None)
             self._broken[symbol] = reason
         now_ns = self._clock.monotonic_ns()
         self._drops.append(now_ns)
@@ -161,6 +169,10 @@ class Connection:
                 deliver(source, frame)
                 return
             fields = cast("dict[str, Any]", frame)
+            if fields.get("success") is False:  # Kraken and Bybit; ccxt lets whoever waits wait for ever
+                self._counts["refused"] += 1
+                self._declined = SubscriptionRefused()
+                _log.warning("the venue refuses a request: %r", str(fields.get("error") or fields.get("ret_msg"))[:200])
             seen = check.arrived(fields)
             if seen is Seen.FINE:
                 deliver(source, frame)

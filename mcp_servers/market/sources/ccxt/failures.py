@@ -33,6 +33,10 @@ class Silent(Exception):
     """Nothing has arrived for too long; the socket is half open, or the venue asleep."""
 
 
+class SubscriptionRefused(Exception):
+    """The venue does not give what was subscribed to."""
+
+
 class TooManyResyncs(Exception):
     """The books do not stay in sequence."""
 

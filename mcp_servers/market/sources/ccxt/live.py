@@ -52,8 +52,8 @@ _STEADY_NS: Final = 10_000_000_000  # a connection that lasted so long does not 
 _START_S: Final = 60.0  # longest wait for the rules
 _SUGGESTION: Final = "check the network, or start the market with --market replay"
 _COUNTERS: Final = (
-    "connections", "failures", "garbage", "old", "gaps", "resyncs", "silent", "trades_overrun", "trades_repeated",
-    "missing_symbols",
+    "connections", "failures", "garbage", "old", "gaps", "resyncs", "silent", "refused", "trades_overrun",
+    "trades_repeated", "missing_symbols",
 )  # fmt: skip
 
 _Item = SourceUpdate | Exception
@@ -269,7 +269,7 @@ class CcxtLiveSource:
         except Resync as error:
             return None, link.take_broken(symbol) or str(error)
         except TimeoutError:
-            link.check_silence(symbol, self._silence_s)
+            link.check_silence(symbol, self._silence_s, running=self._running_ns is not None)
             return None, link.take_broken(symbol) or "silent"
         except Exception as error:
             if not any(kind.__name__ == "InvalidNonce" for kind in type(error).__mro__):

@@ -9,6 +9,9 @@ OKX        ``prevSeqId`` names the update before.
 Bybit      ``u`` counts the messages of a topic; a snapshot starts anew, and ``u`` is 1 after a restart.
 =========  =====================================================================================================
 
+Limits: Kraken's checksum covers ten levels, so a change lost further down shows when it comes among these. OKX's free
+channel of trades adds up the fills of one order at one price, so their number is less than the venue's; volume is not.
+
 Any other venue is not checked here: what ccxt checks is all there is, and the source says so.
 
 Sources: docs.cdp.coinbase.com "WebSocket overview, sequence numbers"; Binance "How to manage a local order book
