@@ -14,15 +14,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Final, TypeVar
 
 from mcp_servers.market.cache import AnswerCache
 from mcp_servers.market.settings import CacheSettings, load_addresses
+from mcp_servers.market.sources.ccxt.answers import (
+    FeeRates,
+    Funding,
+    RestTicker,
+    check_known,
+    contract_of,
+    fee_rates,
+    funding_of,
+    ticker_of,
+)
 from mcp_servers.market.sources.ccxt.candles import MAX_CANDLES, CandlePages
 from mcp_servers.market.sources.ccxt.exchange import TICK_SIZE, Kind, RestExchange, open_exchange
 from mcp_servers.market.sources.ccxt.failures import VenueUnavailable
-from mcp_servers.market.sources.ccxt.instruments import decimal_of, spot_instruments
+from mcp_servers.market.sources.ccxt.instruments import spot_instruments
 from mcp_servers.market.sources.ccxt.rest import DEADLINE_S, RestVenue
 from mcp_servers.tool_errors import did_you_mean
 from trading.adapters.codec import decode, encode
@@ -34,8 +43,6 @@ from trading.ports.clock import Clock
 
 #: Where a spot venue's perpetual contracts are, when ccxt keeps them under another name.
 _DERIVATIVES: Final = {"kraken": "krakenfutures"}
-#: Venues that publish their entry fee rates with their instruments; ccxt's own table stands for the others.
-_PUBLISHES_FEES: Final = frozenset({"kraken"})
 _WITH_FUNDING: Final = ("binance", "bybit", "kraken", "okx")
 
 Opener = Callable[[str, Kind], RestExchange]
@@ -53,61 +60,6 @@ class Listing:
 
     instruments: tuple[Instrument, ...]
     age_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class FeeRates:
-    """Rates of notional.
-
-    Attributes:
-        assumed: True while no account's own rates are known.
-        source: where they are from.
-        age_ms: since the venue was asked; None for rules of a live feed, which has them anew with every connection.
-    """
-
-    maker: Decimal
-    taker: Decimal
-    assumed: bool
-    source: str
-    age_ms: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Funding:
-    """What holders of a perpetual contract pay one another.
-
-    Attributes:
-        contract: the contract's symbol, such as ``BTC/USDT:USDT``.
-        venue: ccxt's id of where it trades.
-        rate: of the position's value for one interval; positive: longs pay shorts.
-        interval_ms: None when the venue does not say.
-        next_ts_ms: when it is paid next, None when the venue does not say.
-        mark, index: the venue's prices in quote per base, None when it gives none.
-        received_ts_ms: when the answer arrived.
-    """
-
-    contract: str
-    venue: str
-    rate: Decimal
-    interval_ms: int | None
-    next_ts_ms: int | None
-    mark: Decimal | None
-    index: Decimal | None
-    venue_ts_ms: int | None
-    received_ts_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class RestTicker:
-    """Best prices and last trade as one REST answer gave them; a fallback, never for pricing an order."""
-
-    instrument_id: InstrumentId
-    bid: Decimal | None
-    ask: Decimal | None
-    last: Decimal | None
-    volume: Decimal | None
-    venue_ts_ms: int | None
-    received_ts_ms: int
 
 
 def open_configured(venue: str, kind: Kind) -> RestExchange:
@@ -211,9 +163,9 @@ class Reference:
 
         async def load() -> Funding:
             async def question(exchange: RestExchange, markets: Mapping[str, Any]) -> Funding:
-                contract = _contract(markets, base, quote, elsewhere)
+                contract = contract_of(markets, base, quote, elsewhere)
                 found = await exchange.fetch_funding_rate(contract)
-                return _funding(contract, elsewhere, found, self._clock.now_ms())
+                return funding_of(contract, elsewhere, found, self._clock.now_ms())
 
             return await rest.ask(question)
 
@@ -226,8 +178,8 @@ class Reference:
 
         async def load() -> RestTicker:
             async def question(exchange: RestExchange, markets: Mapping[str, Any]) -> RestTicker:
-                _known(markets, instrument_id)
-                return _ticker(instrument_id, await exchange.fetch_ticker(instrument_id.symbol), self._clock.now_ms())
+                check_known(markets, instrument_id)
+                return ticker_of(instrument_id, await exchange.fetch_ticker(instrument_id.symbol), self._clock.now_ms())
 
             return await rest.ask(question)
 
@@ -250,7 +202,7 @@ class Reference:
             raise InvalidValue(f"more than {MAX_CANDLES} candles at once", suggestion="ask for a shorter time")
 
         async def question(exchange: RestExchange, markets: Mapping[str, Any]) -> bool:
-            _known(markets, instrument_id)
+            check_known(markets, instrument_id)
             return await pages.take(exchange)
 
         while await rest.ask(question):
@@ -322,73 +274,3 @@ class Reference:
             return encode(await load())
 
         return decode(shape, (await self._cache.get(kind, key, ttl_s, load_bytes)).data)
-
-
-def fee_rates(rules: Instrument, age_ms: int | None) -> FeeRates:
-    """Return the fee rates in an instrument's rules, with where they are from."""
-    if not rules.maker_fee and not rules.taker_fee:
-        source = "none published: taken as 0"
-    elif rules.venue in _PUBLISHES_FEES:
-        source = f"{rules.venue}'s public schedule, lowest volume"
-    else:
-        source = "ccxt's table, lowest volume"
-    return FeeRates(rules.maker_fee, rules.taker_fee, assumed=True, source=source, age_ms=age_ms)
-
-
-def _known(markets: Mapping[str, Any], instrument_id: InstrumentId) -> None:
-    if instrument_id.symbol not in markets:
-        near = did_you_mean(instrument_id.symbol, markets)
-        raise UnknownInstrument(f"{instrument_id.venue} has no {instrument_id.symbol[:41]!r}", allowed=near)
-
-
-def _contract(markets: Mapping[str, Any], base: str, quote: str, venue: str) -> str:
-    wanted = f"{base}/{quote}:{quote}"
-    found: Any = markets.get(wanted)
-    if found is not None and found.get("swap"):
-        return wanted
-    others = sorted(
-        f"{market['base']}/{market['quote']}"
-        for market in markets.values()
-        if market.get("swap") and market.get("linear") and market.get("base") == base
-    )
-    raise UnknownInstrument(
-        f"{venue} has no perpetual contract of {base}/{quote}",
-        suggestion="ask for one of the allowed symbols" if others else "ask another venue",
-        allowed=tuple(others[:5]),
-    )
-
-
-def _funding(contract: str, venue: str, found: Mapping[str, Any], received_ts_ms: int) -> Funding:
-    interval = str(found.get("interval") or "")
-    hours = int(interval[:-1]) if interval[:-1].isdecimal() and interval.endswith("h") else None
-    # ccxt calls the next payment "next" on some venues, and on others gives its time with the current rate.
-    next_ts_ms = found.get("nextFundingTimestamp") or found.get("fundingTimestamp")
-    return Funding(
-        contract=contract,
-        venue=venue,
-        rate=decimal_of(found["fundingRate"]),
-        interval_ms=None if hours is None else hours * 3_600_000,
-        next_ts_ms=None if next_ts_ms is None else int(next_ts_ms),
-        mark=_optional(found.get("markPrice")),
-        index=_optional(found.get("indexPrice")),
-        venue_ts_ms=None if found.get("timestamp") is None else int(found["timestamp"]),
-        received_ts_ms=received_ts_ms,
-    )
-
-
-def _ticker(instrument_id: InstrumentId, found: Mapping[str, Any], received_ts_ms: int) -> RestTicker:
-    if all(found.get(name) is None for name in ("bid", "ask", "last")):
-        raise InvalidValue("a ticker without any price", code="GARBAGE")
-    return RestTicker(
-        instrument_id,
-        bid=_optional(found.get("bid")),
-        ask=_optional(found.get("ask")),
-        last=_optional(found.get("last")),
-        volume=_optional(found.get("baseVolume")),
-        venue_ts_ms=None if found.get("timestamp") is None else int(found["timestamp"]),
-        received_ts_ms=received_ts_ms,
-    )
-
-
-def _optional(value: object) -> Decimal | None:
-    return None if value is None else decimal_of(value)

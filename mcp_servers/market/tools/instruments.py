@@ -11,10 +11,10 @@ from pydantic import Field
 
 from mcp_servers.envelope import Meta, Reply, fit, ok, timestamp
 from mcp_servers.hosting import Context, state
-from mcp_servers.market import reference as references
 from mcp_servers.market.prices import Prices
-from mcp_servers.market.reference import FeeRates, Reference, fee_rates
+from mcp_servers.market.reference import Reference
 from mcp_servers.market.schemas import instruments as schemas
+from mcp_servers.market.sources.ccxt.answers import FeeRates, Funding, fee_rates
 from mcp_servers.market.symbol_search import nearest, search, spelled
 from mcp_servers.market.tools.arguments import Register, SymbolText, VenueText
 from trading.domain.errors import TradingError, Unavailable, UnknownInstrument, UnsupportedFeature
@@ -130,7 +130,7 @@ async def _rules(
     return rules, fee_rates(rules, age_ms)
 
 
-async def _funding(reference: Reference, symbol: str, venue: str | None) -> references.Funding:
+async def _funding(reference: Reference, symbol: str, venue: str | None) -> Funding:
     """Return a venue's funding rate; without one, that of the first venue that has it.
 
     Raises:
@@ -166,7 +166,7 @@ def rules_row(instrument: Instrument) -> schemas.Rules:
     )
 
 
-def funding_row(symbol: str, found: references.Funding) -> schemas.Funding:
+def funding_row(symbol: str, found: Funding) -> schemas.Funding:
     """Return a funding rate's row; a year holds 365 days, payments are not compounded."""
     interval_ms = found.interval_ms
     per_year = None if interval_ms is None else multiply(found.rate, divide(_YEAR_MS, Decimal(interval_ms)))
