@@ -78,11 +78,12 @@ class Comparison:
     beta_error: float | None
 
 
-def measure(candles: Sequence[Candle]) -> Statistics:
+def measure(candles: Sequence[Candle], *, name: str = "the market") -> Statistics:
     """Return the statistics of one market.
 
     Args:
         candles: closed, of one timeframe, oldest first.
+        name: what to call it in a refusal.
 
     Raises:
         InvalidValue: code NOT_ENOUGH_HISTORY. code CANDLE_OPEN.
@@ -90,7 +91,7 @@ def measure(candles: Sequence[Candle]) -> Statistics:
     import numpy as np
 
     by_time = log_returns(candles)
-    _require(len(by_time), "returns")
+    _require(len(by_time), f"returns of {name}")
     returns, interval = np.fromiter(by_time.values(), float), candles[0].interval_ms
     first, high, low, close = (
         np.array([float(getattr(candle, name)) for candle in candles]) for name in ("open", "high", "low", "close")
@@ -114,8 +115,12 @@ def measure(candles: Sequence[Candle]) -> Statistics:
     )
 
 
-def compare(candles: Sequence[Candle], benchmark: Sequence[Candle]) -> Comparison:
+def compare(candles: Sequence[Candle], benchmark: Sequence[Candle], *, name: str = "both") -> Comparison:
     """Return how a market moved with a benchmark, over the returns that both have.
+
+    Args:
+        candles, benchmark: closed, of one timeframe, oldest first.
+        name: what to call the two in a refusal.
 
     Raises:
         InvalidValue: code NOT_ENOUGH_HISTORY. code CANDLE_OPEN.
@@ -124,7 +129,7 @@ def compare(candles: Sequence[Candle], benchmark: Sequence[Candle]) -> Compariso
 
     mine, theirs = log_returns(candles), log_returns(benchmark)
     common = sorted(mine.keys() & theirs.keys())
-    _require(len(common), "returns at the same times")
+    _require(len(common), f"returns at the same times of {name}")
     y, x = (np.array([found[time] for time in common]) for found in (mine, theirs))
     moved, led = _deviation(y), _deviation(x)
     if led == 0:
