@@ -138,8 +138,15 @@
       return;
     }
     const sent = result._meta?.["grekko/chart"] ?? result.structuredContent?.data;
-    if (sent) show(readChart(sent));
-    else fail("No chart: the result holds none.");
+    if (sent === null || typeof sent !== "object") {
+      fail("No chart: the result holds none.");
+      return;
+    }
+    try {
+      show(readChart(sent));
+    } catch {
+      fail("No chart: the result cannot be read.");
+    }
   }
 
   async function call(more) {

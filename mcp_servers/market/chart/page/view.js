@@ -3,23 +3,24 @@ const LENGTHS = { s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };
 /** Reads a chart as the server sends it. Everything in it may be hostile: numbers are checked, text is only ever text. */
 function readChart(sent) {
   const columns = sent.candles ?? {};
-  const number = (value) => (value !== null && value !== "" && Number.isFinite(Number(value)) ? Number(value) : null);
-  const texts = (value) => (Array.isArray(value) ? value.map(String) : []);
+  const word = (value) => (["string", "number"].includes(typeof value) ? String(value) : "");
+  const number = (value) => (word(value) !== "" && Number.isFinite(Number(value)) ? Number(value) : null);
+  const texts = (value) => (Array.isArray(value) ? value.slice(0, 5000).map(word) : []);
   const moment = (text) => number(text ? Date.parse(text) : null);
   const start = moment(sent.start) ?? 0;
-  const [, count, unit] = /^(\d{1,4})([smhd])$/.exec(sent.timeframe) ?? [];
+  const [, count, unit] = /^(\d{1,4})([smhd])$/.exec(word(sent.timeframe)) ?? [];
   const interval = Math.max(1, number(sent.interval_ms) ?? (count ? count * LENGTHS[unit] : 1));
   const bars = [];
   (Array.isArray(sent.at) ? sent.at : []).slice(0, 5000).forEach((at, i) => {
     const [open, high, low, close] = ["open", "high", "low", "close"].map((name) => number(columns[name]?.[i]));
     if ([number(at), open, high, low, close].includes(null)) return;
-    const words = ["open", "high", "low", "close", "volume"].map((name) => String(columns[name]?.[i] ?? ""));
+    const words = ["open", "high", "low", "close", "volume"].map((name) => word(columns[name]?.[i]));
     bars.push({ index: i, time: start + at * interval, open, high, low, close, volume: number(columns.volume?.[i]) ?? 0, words });
   });
   const rows = (table) => {
     const names = Object.keys(table ?? {}).filter((name) => Array.isArray(table[name]));
     const most = Math.min(500, Math.max(0, ...names.map((name) => table[name].length)));
-    return Array.from({ length: most }, (_, i) => Object.fromEntries(names.map((name) => [name, String(table[name][i] ?? "")])));
+    return Array.from({ length: most }, (_, i) => Object.fromEntries(names.map((name) => [name, word(table[name][i])])));
   };
   const side = (row) => (row.side === "sell" ? "sell" : "buy");
   const orders = rows(sent.orders).map((row) => ({
@@ -30,12 +31,12 @@ function readChart(sent) {
     side: side(row), price: number(row.price), time: moment(row.at) ?? 0, words: [side(row), row.quantity, row.price],
   }));
   const averages = Object.entries(sent.ema ?? {}).slice(0, 3).map(([period, values]) => ({
-    name: `EMA ${String(period).slice(0, 4)}`, values: texts(values).map(number),
+    name: `EMA ${period.slice(0, 4)}`, values: texts(values).map(number),
   }));
   const first = bars.length ? bars[0].time : start;
   const last = bars.length ? bars[bars.length - 1].time + interval : start + interval;
   return {
-    symbol: String(sent.symbol ?? ""), venue: String(sent.venue ?? ""), timeframe: String(sent.timeframe ?? ""),
+    symbol: word(sent.symbol), venue: word(sent.venue), timeframe: word(sent.timeframe),
     interval, bars, averages, first, last: Math.max(last, number(sent.until_ts_ms) ?? last),
     decimals: Math.min(12, Math.max(0, number(sent.decimals) ?? 2)), price: number(sent.last),
     lastClosed: sent.last_closed !== false, badges: texts(sent.badges), notes: texts(sent.notes),
@@ -262,14 +263,15 @@ class ChartView {
   #candles(bars, floor) {
     const { pen, chart } = this;
     const slot = (chart.interval / (this.to - this.from)) * this.width;
-    const width = Math.max(1, Math.min(slot * 0.7, 22));
+    const width = Math.max(2, Math.min(Math.round(slot * 0.35) * 2, 22));
     const most = Math.max(...bars.map((bar) => bar.volume)) || 1;
     const deep = floor - this.top - this.height - 8;
     for (const bar of bars) {
       const rises = bar.close >= bar.open;
       const color = this.color(rises ? "up" : "down");
-      const x = this.x(bar.time + chart.interval / 2);
-      const [above, below] = [this.y(Math.max(bar.open, bar.close)), this.y(Math.min(bar.open, bar.close))];
+      // Lines one pixel wide are sharp in the middle of a pixel.
+      const x = Math.floor(this.x(bar.time + chart.interval / 2)) + 0.5;
+      const [above, below] = [Math.max(bar.open, bar.close), Math.min(bar.open, bar.close)].map((price) => Math.floor(this.y(price)) + 0.5);
       pen.globalAlpha = 0.5;
       pen.fillStyle = color;
       pen.fillRect(x - width / 2, floor - (bar.volume / most) * deep, width, (bar.volume / most) * deep);
