@@ -65,6 +65,7 @@ class Tick:
         age_ms: of the book, None before the first.
         stale: no order may be priced from it; ``marks`` says why.
         failed_over_from: the desk's own venue when another one stands in for it, else None.
+        bar_close: close of the newest bar of a market that gives bars and no trades.
     """
 
     instrument: Instrument
@@ -75,6 +76,7 @@ class Tick:
     stale: bool
     marks: tuple[Mark, ...] = ()
     failed_over_from: Venue | None = None
+    bar_close: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +223,7 @@ class Prices:
             stale=judged is None or not judged.usable,
             marks=() if judged is None else judged.marks,
             failed_over_from=choice.failed_over_from,
+            bar_close=self._candles.last_close(instrument.id),
         )
 
     def priced(self, symbol: str, venue: str | None = None) -> Priced:

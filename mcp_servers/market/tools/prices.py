@@ -94,7 +94,7 @@ def ticker_row(prices: Prices, tick: Tick) -> schemas.Ticker:
         bid=book.bids[0].price if book else None,
         ask=book.asks[0].price if book else None,
         mid=book.mid if book else None,
-        last=last.price if last else None,
+        last=last.price if last else tick.bar_close,
         last_age_ms=prices.trade_age_ms(last) if last else None,
         volume=tick.volume,
         venue_ts_ms=newest.venue_ts_ms if newest else None,

@@ -20,12 +20,13 @@ from mcp_servers.market.prices import Prices
 from mcp_servers.market.sources.base import Bar, Rules, SourceState
 from mcp_servers.market.sources.ohlcv import OhlcvSource
 from mcp_servers.market.sources.ohlcv_files import OhlcvRecording, is_ohlcv, load_ohlcv
+from mcp_servers.market.tools.prices import ticker_row
 from tests.market_history_support import ETH, HISTORY, HOUR_MS, candles, hourly
 from tests.market_support import BTC
 from trading.adapters.market_stream import LocalMarketFeed
 from trading.domain.errors import ConfigurationError, InvalidValue, StaleData
 from trading.domain.identifiers import Venue
-from trading.domain.market_data import Candle, Feed
+from trading.domain.market_data import Candle, Feed, Side
 from trading.testing.clock import ManualClock
 
 
@@ -104,7 +105,14 @@ async def test_no_trade_and_no_book_is_invented() -> None:
     assert play.feed.last_trade(BTC) is None
     assert play.feed.status().counters["books"] == 0
     newest = play.candles.candles(BTC, "1h", HOUR_MS)[-1]
-    assert play.candles.last_close(BTC) == newest.close
+    tick = prices.tick("BTC/USDT")
+    assert (tick.book, tick.last, tick.stale, tick.bar_close) == (None, None, True, newest.close)
+    row = ticker_row(prices, tick)
+    assert (row.last, row.last_age_ms, row.bid, row.mid, row.stale) == (newest.close, None, None, None, True)
+    for side in Side:
+        with pytest.raises(StaleData) as refused:
+            prices.estimate("BTC/USDT", side, Decimal(1), "base")
+        assert refused.value.code == "NO_BOOK"
     assert play.candles.volume(BTC, 24 * HOUR_MS) == sum(
         candle.volume for candle in play.candles.candles(BTC, "1h", 24 * HOUR_MS)
     )
