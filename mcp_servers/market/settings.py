@@ -66,16 +66,24 @@ class ChainSettings(SectionModel):
     """``[market.chain]``: Uniswap pools read from a node; none without ``rpc_url``.
 
     Attributes:
-        rpc_url: an Ethereum JSON-RPC node; ``http`` on this machine only.
-        subgraph_url: a Uniswap v3 subgraph's GraphQL endpoint, or None.
+        rpc_url: an Ethereum JSON-RPC node; ``http`` on this machine only. Secret: it often carries an access key.
+        chain_id: the chain that the node must be on, EIP-155.
+        subgraph_url: a Uniswap v3 subgraph's GraphQL endpoint, or None; secret for the same reason.
         pools: addresses of the v2 and v3 pools that may be asked for by symbol.
+        quoter: a QuoterV2 contract to ask for v3 quotes; without it they are computed here, with the same result.
         confirmations: blocks behind the head at which prices are read.
+        twap_s: seconds over which prices are averaged.
+        max_age_s: no price is given from an older block.
     """
 
-    rpc_url: str | None = None
-    subgraph_url: str | None = None
-    pools: tuple[str, ...] = ()
+    rpc_url: SecretStr | None = None
+    chain_id: int = Field(default=1, ge=1)
+    subgraph_url: SecretStr | None = None
+    pools: tuple[str, ...] = Field(default=(), max_length=32)
+    quoter: str | None = None
     confirmations: int = Field(default=0, ge=0, le=64)
+    twap_s: int = Field(default=600, ge=10, le=86_400)
+    max_age_s: int = Field(default=120, ge=5, le=3_600)
 
 
 class NewsSettings(SectionModel):
@@ -83,9 +91,13 @@ class NewsSettings(SectionModel):
 
     Attributes:
         feeds: addresses; ``http`` on this machine only.
+        keep: items kept in memory at most.
+        max_age_h: older items are left out.
     """
 
-    feeds: tuple[str, ...] = ()
+    feeds: tuple[str, ...] = Field(default=(), max_length=16)
+    keep: int = Field(default=500, ge=10, le=5_000)
+    max_age_h: int = Field(default=168, ge=1, le=8_760)
 
 
 class MarketSettings(SectionModel):

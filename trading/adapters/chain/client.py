@@ -15,6 +15,7 @@ import importlib
 import logging
 import random
 import re
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -164,7 +165,10 @@ class ChainClient:
         async with self._opening:
             if self._web3 is None:
                 # web3.py takes a second to import, which would hold up whatever else this process does.
+                limit = sys.getrecursionlimit()
                 provider = await asyncio.to_thread(importlib.import_module, f"{__package__}.provider")
+                # One of its parts raises the limit so far that deeply nested input would end the process.
+                sys.setrecursionlimit(limit)
                 self._http = BoundedHttp(max_bytes=_MAX_BYTES, timeout_s=self._timeout_s, connections=_CONCURRENCY)
                 self._web3 = cast("AsyncWeb3[Any]", provider.open_web3(self._url, self._http))
         return self._web3

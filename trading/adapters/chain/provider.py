@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final, cast
 
+import orjson
 from web3 import AsyncWeb3
-from web3.middleware import ExtraDataToPOAMiddleware  # pyright: ignore[reportUnknownVariableType]  no stubs
 from web3.providers.async_base import AsyncJSONBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
@@ -43,12 +43,14 @@ class BoundedProvider(AsyncJSONBaseProvider):
             HttpFailed: there was no answer.
         """
         answer = await self._http.post(self._url, self.encode_rpc_request(method, params), _HEADERS)
-        return self.decode_rpc_response(answer.body)
+        # Not web3.py's decoder, for which deep nesting is a matter of the recursion limit.
+        return cast("RPCResponse", orjson.loads(answer.body))
 
 
 def open_web3(url: str, http: BoundedHttp) -> AsyncWeb3[Any]:
-    """Return web3.py over ``http``; nothing is sent yet."""
-    web3: AsyncWeb3[Any] = AsyncWeb3(BoundedProvider(url, http))
-    # Chains with proof of authority put more into a header than Ethereum allows.
-    web3.middleware_onion.inject(cast("Any", ExtraDataToPOAMiddleware), layer=0)
-    return web3
+    """Return web3.py over ``http``; nothing is sent yet.
+
+    It has none of web3.py's middleware: one asks for the chain's id before every call, which we check ourselves, and
+    refuses blocks of chains with proof of authority; the others are for names and for sending.
+    """
+    return AsyncWeb3(BoundedProvider(url, http), middleware=[])
