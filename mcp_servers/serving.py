@@ -95,7 +95,7 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
     )
-    for noisy in ("httpx2", "httpcore2", "mcp"):
+    for noisy in ("httpx2", "httpcore2", "mcp", "alembic", "ccxt"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level]))
 
 

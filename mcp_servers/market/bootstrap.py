@@ -14,11 +14,14 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 from mcp_servers.hosting import stop_process
 from mcp_servers.market.candles import CandleStore
-from mcp_servers.market.history import History
+from mcp_servers.market.history_opening import HistoryParts
+from mcp_servers.market.market_events import MarketEvents
+from mcp_servers.market.parts import Parts, introduce, keeping, open_parts, writing
 from mcp_servers.market.prices import Prices
 from mcp_servers.market.publishing import BarsOnly, Room, SourceOpener, open_live, publishing, watched
 from mcp_servers.market.quality import QualityJudge
@@ -99,10 +102,14 @@ async def open_market(
 async def _publish(room: Room) -> AsyncGenerator[MarketService]:
     """Publish, and answer from this process's memory."""
     local = LocalMarketFeed(room.clock, feed=room.feed)
-    service = _service(room, local)
-    board = service.prices.board
-    async with publishing(room, board, room.candles, (local,)), watched((board.run,), room.on_failure):
-        yield service
+    async with open_parts(room, publishing=True) as parts, writing(room, parts.history) as sinks:
+        service = _service(room, local, parts)
+        board = service.prices.board
+        async with (
+            publishing(room, board, room.candles, (local, *sinks), partial(_introduce, parts, parts.history)),
+            watched((board.run,), room.on_failure),
+        ):
+            yield service
 
 
 @asynccontextmanager
@@ -110,24 +117,35 @@ async def _follow(room: Room) -> AsyncGenerator[MarketService]:
     """Answer from the streams, and publish as soon as nobody else does."""
     _log.info("another process publishes market data for this desk; following it")
     accept = {Feed.LIVE} if room.desk.mode is not Mode.PAPER else set(Feed)
-    async with MarketStreamView(room.redis, room.desk.desk, room.key, room.clock, accept) as view:
+    async with (
+        MarketStreamView(room.redis, room.desk.desk, room.key, room.clock, accept) as view,
+        open_parts(room, publishing=False) as parts,
+    ):
         room.standing.view = view
         trades = view.subscribe_trades()
-        service = _service(room, view)
+        service = _service(room, view, parts)
         board = service.prices.board
-        jobs = (lambda: _count(trades, room.candles), lambda: _take_over(room, board), board.run)
+        jobs = (lambda: _count(trades, room.candles), lambda: _take_over(room, board, parts), board.run)
         async with watched(jobs, room.on_failure):
             await view.ready()
             yield service
 
 
-async def _take_over(room: Room, board: VenueBoard) -> None:
+async def _take_over(room: Room, board: VenueBoard, parts: Parts) -> None:
     """Wait until the publisher is gone, then publish until cancelled."""
     while not room.lock.try_lock(shared=False):  # noqa: ASYNC110  another process holds it; there is no event
         await asyncio.sleep(_TAKE_OVER_S)
     _log.warning("the process that published market data is gone; publishing in its place")
-    async with publishing(room, board, BarsOnly(room.candles), ()):
+    async with (
+        keeping(room, parts.time, None, publishing=True) as history,
+        writing(room, history) as sinks,
+        publishing(room, board, BarsOnly(room.candles), sinks, partial(_introduce, parts, history)),
+    ):
         await asyncio.Event().wait()
+
+
+def _introduce(parts: Parts, history: HistoryParts, events: MarketEvents) -> None:
+    introduce(events, parts.cache, history)
 
 
 async def _count(trades: Subscription[TradePrint], candles: CandleStore) -> None:
@@ -135,7 +153,7 @@ async def _count(trades: Subscription[TradePrint], candles: CandleStore) -> None
         candles.add(trade.instrument_id, trade.venue_ts_ms, trade.price, trade.quantity)
 
 
-def _service(room: Room, feed: MarketFeed) -> MarketService:
+def _service(room: Room, feed: MarketFeed, parts: Parts) -> MarketService:
     desk, market, standing = room.desk, room.market, room.standing
     board = VenueBoard(feed, room.venues, desk.symbols, judge=room.judge, clock=room.clock, health=standing.health_of)
     prices = Prices(
@@ -149,4 +167,12 @@ def _service(room: Room, feed: MarketFeed) -> MarketService:
         judge=room.judge,
         board=board,
     )
-    return MarketService(prices, History(room.candles), standing.health)
+    standing.counts(parts.counters)
+    return MarketService(
+        prices=prices,
+        history=parts.history.history,
+        health=standing.health,
+        onchain=parts.onchain,
+        overlay=parts.overlay,
+        reference=parts.reference,
+    )

@@ -82,14 +82,26 @@ class Room:
 
 @asynccontextmanager
 async def publishing(
-    room: Room, board: VenueBoard, candles: CandleSink, sinks: tuple[MarketSink, ...]
+    room: Room,
+    board: VenueBoard,
+    candles: CandleSink,
+    sinks: tuple[MarketSink, ...],
+    introduce: Callable[[MarketEvents], None],
 ) -> AsyncGenerator[None]:
-    """Read the venues and publish what they say and what happens to them, for the length of the block."""
+    """Read the venues and publish what they say and what happens to them, for the length of the block.
+
+    Args:
+        board: told of the events' stream.
+        candles: fed with trades and finished bars.
+        sinks: get what the streams get, before them.
+        introduce: given the events' stream before anything happens.
+    """
     redis, desk, key, clock = room.redis, room.desk.desk, room.key, room.clock
     async with (
         MarketEvents(redis, desk=desk, key=key, clock=clock) as events,
         MarketStreamPublisher(redis, desk=desk, key=key, clock=clock, feed=room.feed) as publisher,
     ):
+        introduce(events)
         feeds = await _open_feeds(room, candles, sinks, publisher, events)
         room.standing.publishes(publisher, feeds, events)
         board.events = events

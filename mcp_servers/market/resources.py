@@ -22,6 +22,7 @@ from mcp_servers.envelope import Meta, ok
 from mcp_servers.hosting import Context, DeskServer, state
 from mcp_servers.market.prices import Prices
 from mcp_servers.market.service import MarketService
+from mcp_servers.market.tools.gathering import gather
 from mcp_servers.market.tools.prices import book_row, ticker_row
 from trading.adapters.market_stream import Subscription
 from trading.domain.instruments import InstrumentId
@@ -136,14 +137,13 @@ async def _publish(bus: ResourceBus, instrument_id: InstrumentId) -> None:
 
 def _ticker(prices: Prices, symbol: str, venue: str | None) -> str:
     tick = prices.tick(symbol, venue)
-    return ok(ticker_row(tick), Meta(venue=tick.instrument.venue, age_ms=tick.age_ms)).model_dump_json()
+    return ok(ticker_row(prices, tick), Meta(venue=tick.instrument.venue, age_ms=tick.age_ms)).model_dump_json()
 
 
 def _book(prices: Prices, symbol: str, venue: str | None) -> str:
-    book = prices.book(symbol, venue)
-    age = prices.age_ms(book)
-    row = book_row(book, depth=_DEPTH, age_ms=age, stale=prices.is_stale(book))
-    return ok(row, Meta(venue=book.instrument_id.venue, age_ms=age, source=book.feed.value)).model_dump_json()
+    found = gather(prices, symbol, venue)
+    row = book_row(found, depth=_DEPTH, with_fees=False)
+    return ok(row, Meta(venue=found.label, age_ms=row.age_ms, source=row.source)).model_dump_json()
 
 
 def complete(room: Any, name: str, typed: str, chosen: dict[str, str]) -> Sequence[str]:

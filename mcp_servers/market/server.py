@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 from mcp_servers.desk_resources import ResourceBus, serve_completions, serve_subscriptions
 from mcp_servers.hosting import DeskServer, build_server, load_authorization, tool_kind
 from mcp_servers.market import prompts, resources
 from mcp_servers.market.bootstrap import open_market
+from mcp_servers.market.chart.app import chart_page
 from mcp_servers.market.service import MarketService
 from mcp_servers.market.settings import MarketSettings, check_allowed, load_market_settings
-from mcp_servers.market.tools import candles, instruments, prices, status
+from mcp_servers.market.tools import analysis, candles, chart, instruments, onchain, prices, status
 from trading.adapters.config import load_settings
 
 _INSTRUCTIONS: Final = """
@@ -49,6 +51,7 @@ def build(market: MarketSettings | None = None) -> DeskServer[MarketService]:
         mode=desk.mode,
         authorization=load_authorization(),
         subscriptions=bus,
+        extensions=[chart_page()],
     )
     register(server)
     resources.register(server, desk.symbols)
@@ -60,6 +63,9 @@ def build(market: MarketSettings | None = None) -> DeskServer[MarketService]:
 
 def register(server: DeskServer[MarketService]) -> None:
     """Add the market tools to a server."""
-    read = tool_kind(server, read_only=True, destructive=False, idempotent=True, open_world=False, scope="market:read")
-    for group in (prices, candles, instruments, status):
-        group.register(read)
+    kind = partial(tool_kind, server, read_only=True, destructive=False, idempotent=True, scope="market:read")
+    desk, world = kind(open_world=False), kind(open_world=True)
+    for group in (prices, chart, analysis, status):
+        group.register(desk)
+    for group in (candles, instruments, onchain):
+        group.register(world)

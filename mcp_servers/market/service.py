@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mcp_servers.market.chart.overlay import Overlay
 from mcp_servers.market.health import Health
 from mcp_servers.market.history import History
+from mcp_servers.market.onchain import OnChain
 from mcp_servers.market.prices import Prices
 from mcp_servers.market.reference import Reference
 from mcp_servers.market.sources.base import SourceState
@@ -21,12 +23,16 @@ class MarketService:
         prices: the newest books and trades, and questions about them.
         history: candles.
         health: what to report of source and bus.
+        onchain: the configured pools.
+        overlay: the desk's own orders and fills.
         reference: asks the venues; None in a replay, which has no network.
     """
 
     prices: Prices
     history: History
     health: Callable[[], Health]
+    onchain: OnChain
+    overlay: Overlay
     reference: Reference | None = None
 
     def reasons_against(self) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from mcp_servers.market.health import FeedHealth, Health
 from mcp_servers.market.market_events import MarketEvents
 from mcp_servers.market.sources.base import SourceState, SourceStatus
@@ -25,7 +27,12 @@ class Standing:
         self._publisher: MarketStreamPublisher | None = None
         self._feeds: VenueFeeds | None = None
         self._events: MarketEvents | None = None
+        self._counters: list[Callable[[], Mapping[str, int]]] = []
         self.view: MarketStreamView | None = None
+
+    def counts(self, counters: Callable[[], Mapping[str, int]]) -> None:
+        """Report these counters too, under the names they have."""
+        self._counters.append(counters)
 
     def publishes(self, publisher: MarketStreamPublisher, feeds: VenueFeeds, events: MarketEvents) -> None:
         """Note that this process publishes from now on."""
@@ -35,7 +42,9 @@ class Standing:
         """Return what to report."""
         view = self.view.status() if self.view is not None else None
         connected = view is None or view.connected
-        counters = view.counters if view is not None else {}
+        counters = dict(view.counters) if view is not None else {}
+        for more in self._counters:
+            counters.update(more())
         if self._publisher is None or self._feeds is None or self._events is None:
             state = SourceState.RUNNING if connected else SourceState.RECONNECTING
             return Health("follower", "streams", SourceStatus(state), connected, counters=counters)

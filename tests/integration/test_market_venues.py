@@ -16,6 +16,7 @@ import pytest
 
 from mcp_servers.hosting import build_server, call, call_reply, open_client
 from mcp_servers.market.bootstrap import open_market
+from mcp_servers.market.chart.app import chart_page
 from mcp_servers.market.market_events import MarketEventReader
 from mcp_servers.market.server import build, register
 from mcp_servers.market.service import MarketService
@@ -101,7 +102,14 @@ async def test_status_shows_every_venue_and_the_failover_in_force(era: str, venu
         async def lifespan() -> AsyncIterator[MarketService]:
             yield service
 
-        server = build_server("grekko-market", title="Market", instructions="x", lifespan=lifespan, mode=Mode.PAPER)
+        server = build_server(
+            "grekko-market",
+            title="Market",
+            instructions="x",
+            lifespan=lifespan,
+            mode=Mode.PAPER,
+            extensions=[chart_page()],
+        )
         register(server)
         async with open_client(server, era) as client:
             status = await call(client, "market_get_status")
