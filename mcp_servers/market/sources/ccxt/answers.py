@@ -11,6 +11,7 @@ from mcp_servers.market.sources.ccxt.instruments import decimal_of
 from mcp_servers.tool_errors import did_you_mean
 from trading.domain.errors import InvalidValue, UnknownInstrument
 from trading.domain.instruments import Instrument, InstrumentId
+from trading.domain.money import check_decimal, quantize_nearest
 
 #: Venues that publish their entry fee rates with their instruments; ccxt's own table stands for the others.
 _PUBLISHES_FEES: Final = frozenset({"kraken"})
@@ -123,14 +124,16 @@ def funding_of(contract: str, venue: str, found: Mapping[str, Any], received_ts_
     """
     interval = str(found.get("interval") or "")
     hours = int(interval[:-1]) if interval[:-1].isdecimal() and interval.endswith("h") else None
-    # ccxt calls the next payment "next" on some venues, and on others gives its time with the current rate.
-    next_ts_ms = found.get("nextFundingTimestamp") or found.get("fundingTimestamp")
+    # Real world: OKX names the payment of this rate and the one after it, Binance and Bybit only the first, others the
+    # last one that was made.
+    times = (found.get("fundingTimestamp"), found.get("nextFundingTimestamp"))
+    next_ts_ms = min((int(ts) for ts in times if ts is not None and int(ts) > received_ts_ms), default=None)
     return Funding(
         contract=contract,
         venue=venue,
-        rate=decimal_of(found["fundingRate"]),
+        rate=_rate(found["fundingRate"]),
         interval_ms=None if hours is None else hours * 3_600_000,
-        next_ts_ms=None if next_ts_ms is None else int(next_ts_ms),
+        next_ts_ms=next_ts_ms,
         mark=_optional(found.get("markPrice")),
         index=_optional(found.get("indexPrice")),
         venue_ts_ms=None if found.get("timestamp") is None else int(found["timestamp"]),
@@ -159,3 +162,11 @@ def ticker_of(instrument_id: InstrumentId, found: Mapping[str, Any], received_ts
 
 def _optional(value: object) -> Decimal | None:
     return None if value is None else decimal_of(value)
+
+
+def _rate(value: object) -> Decimal:
+    """Return a rate to twelve digits: Kraken's is a quotient that ccxt computes, with more than mean anything."""
+    try:
+        return check_decimal(quantize_nearest(Decimal(str(value)), 12))
+    except ArithmeticError as error:
+        raise InvalidValue("no funding rate", code="GARBAGE") from error
