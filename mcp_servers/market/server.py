@@ -65,7 +65,7 @@ def register(server: DeskServer[MarketService]) -> None:
     """Add the market tools to a server."""
     kind = partial(tool_kind, server, read_only=True, destructive=False, idempotent=True, scope="market:read")
     desk, world = kind(open_world=False), kind(open_world=True)
-    for group in (prices, chart, analysis, status):
+    for group in (prices, status):
         group.register(desk)
-    for group in (candles, instruments, onchain):
+    for group in (candles, analysis, chart, instruments, onchain):  # these may ask a venue or a node
         group.register(world)
