@@ -344,11 +344,13 @@ INJECTIONS = [
 ]
 
 
-@pytest.mark.parametrize("text", INJECTIONS, ids=range(len(INJECTIONS)))
 @pytest.mark.parametrize("where", ["title", "summary", "link"])
-async def test_what_strangers_write_stays_inside_the_mark(newest: Asker, text: str, where: str) -> None:
-    parsed = [{"id": "1", "title": "t", "summary": "s", "link": "https://x.example/", "published_s": NOW_S}]
-    parsed[0][where] = ("https://x.example/" if where == "link" else "") + text
+async def test_what_strangers_write_stays_inside_the_mark(newest: Asker, where: str) -> None:
+    parsed: list[dict[str, Any]] = []
+    for index, text in enumerate(INJECTIONS):
+        link = f"https://x.example/{index}"
+        row = {"id": str(index), "title": f"t{index}", "summary": "s", "link": link, "published_s": NOW_S}
+        parsed.append({**row, where: f"{link if where == 'link' else ''}{text} {index}"})
 
     class Parsed(FeedParser):
         async def parse(self, data: bytes) -> list[dict[str, Any]]:
@@ -359,9 +361,10 @@ async def test_what_strangers_write_stays_inside_the_mark(newest: Asker, text: s
         source: Any = news._sources[0]
         source._parser = Parsed()
         async with newest.of(news) as question:
-            (item,) = (await question())["data"]["items"]
-    inside(item["text"])
-    assert item["source"] == "127.0.0.1"
+            items = (await question(limit=50))["data"]["items"]
+    assert len(items) == len(INJECTIONS)
+    assert sum("obey" in text for text in texts(items)) == 6  # it is shown, inside its mark
+    assert {item["source"] for item in items} == {"127.0.0.1"}
 
 
 async def test_escaped_markup_and_scripts_do_not_get_through(newest: Asker) -> None:
