@@ -173,6 +173,7 @@ def _service(room: Room, feed: MarketFeed, parts: Parts) -> MarketService:
         history=parts.history.history,
         health=standing.health,
         onchain=parts.onchain,
+        news=parts.news,
         overlay=parts.overlay,
         reference=parts.reference,
     )

@@ -35,7 +35,9 @@ from trading.ports.clock import Clock
 _MOST_POOLS: Final = 4
 #: Producers may be ahead of us by this much, as nodes accept it.
 _AHEAD_MS: Final = 15_000
-_SETTINGS: Final = "the owner of the desk sets rpc_url and pools under [market.chain]"
+_SETTINGS: Final = (
+    "the owner of the desk sets rpc_url and pools under [market.chain]; a replay has none, today lies ahead of it"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from mcp import Client
+from pydantic import SecretStr
 
 from mcp_servers.hosting import ToolFailure, build_server, call, call_reply, open_client
 from mcp_servers.market.bootstrap import open_market
@@ -24,11 +25,12 @@ from mcp_servers.market.chart.app import chart_page
 from mcp_servers.market.chart.overlay import Overlay
 from mcp_servers.market.health import Health
 from mcp_servers.market.history import History
+from mcp_servers.market.news.collection import News
 from mcp_servers.market.onchain import OnChain
 from mcp_servers.market.prices import Prices, base_for_quote
 from mcp_servers.market.server import build, register
 from mcp_servers.market.service import MarketService
-from mcp_servers.market.settings import ChainSettings, MarketSettings, load_addresses
+from mcp_servers.market.settings import ChainSettings, MarketSettings, NewsSettings, load_addresses
 from mcp_servers.market.sources import replay
 from mcp_servers.market.sources.base import SourceState, SourceStatus
 from tests.bus_support import eventually
@@ -146,8 +148,14 @@ async def _unless_too_early(client: Client, tool: str, arguments: dict[str, Any]
         ("market_get_news", {}),
     ],
 )
-async def test_what_a_replay_has_not_been_given_is_refused_with_advice(tool: str, arguments: dict[str, Any]) -> None:
-    async with open_client(build(FAST)) as client:
+async def test_a_replay_shows_nothing_of_today_even_when_it_is_configured(tool: str, arguments: dict[str, Any]) -> None:
+    today = FAST.model_copy(
+        update={
+            "news": NewsSettings(feeds=("http://127.0.0.1:9/feed",)),
+            "chain": ChainSettings(rpc_url=SecretStr("http://127.0.0.1:9"), pools=("0x" + "1" * 40,)),
+        }
+    )
+    async with open_client(build(today)) as client:
         with pytest.raises(ToolFailure) as refused:
             await call(client, tool, **arguments)
     assert refused.value.code == "NOT_CONFIGURED"
@@ -303,6 +311,7 @@ class Still:
             history=History(self.candles),
             health=lambda: Health("publisher", "replay", self.state, True),
             onchain=OnChain(ChainSettings(), self.clock),
+            news=News((), self.clock),
             overlay=Overlay(NoLedger(), venue=Venue("paper")),
         )
 

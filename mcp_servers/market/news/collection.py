@@ -72,7 +72,8 @@ class News:
         if not self._sources:
             raise NotConfigured(
                 "no news feed is configured",
-                suggestion="the owner of the desk sets feeds under [market.news]",
+                suggestion="the owner of the desk sets feeds under [market.news];"
+                " a replay has none, today lies ahead of it",
             )
         since_ms = self._clock.now_ms() - self._max_age_ms
         answers = await asyncio.gather(*(self._read(source, since_ms) for source in self._sources))
