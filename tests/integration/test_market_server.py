@@ -30,7 +30,7 @@ from mcp_servers.market.onchain import OnChain
 from mcp_servers.market.prices import Prices, base_for_quote
 from mcp_servers.market.server import build, register
 from mcp_servers.market.service import MarketService
-from mcp_servers.market.settings import ChainSettings, MarketSettings, NewsSettings, load_addresses
+from mcp_servers.market.settings import ChainSettings, MarketSettings, NewsSettings, live_venues, load_addresses
 from mcp_servers.market.sources import replay
 from mcp_servers.market.sources.base import SourceState, SourceStatus
 from tests.bus_support import eventually
@@ -503,6 +503,43 @@ def test_a_wrong_section_refuses_to_start(line: str, home: Path) -> None:
     (home / "config.toml").write_text(f"[market]\n{line}\n")
     with pytest.raises(ConfigurationError):
         build()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'market_venue = "binanse"\n[market]\nsource = "live"\n',
+        '[market]\nsource = "live"\nvenues = ["kraken", "binanse"]\n',
+        '[market]\nsource = "live"\n[venues.binanse]\nrest_url = "http://127.0.0.1:1"\n',
+    ],
+)
+def test_a_live_venue_that_does_not_exist_refuses_to_start_with_the_nearest_name(text: str, home: Path) -> None:
+    (home / "config.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match="binanse") as caught:
+        build()
+    assert caught.value.code == "UNKNOWN_VENUE"
+    assert caught.value.allowed[0] == "binance"
+    assert "binance" in caught.value.suggestion
+    (home / "config.toml").write_text(text.replace("binanse", "binance"))
+    build()
+
+
+def test_a_recording_needs_no_venue_that_can_be_read_live(home: Path) -> None:
+    (home / "config.toml").write_text('market_venue = "mtgox"\n[market]\nsource = "replay"\n')
+    build()
+
+
+def test_the_venues_with_live_data_are_those_that_ccxt_knows() -> None:
+    import ccxt.pro as ccxt_pro  # takes a second
+
+    assert live_venues() == tuple(sorted(ccxt_pro.exchanges))
+
+
+@pytest.mark.parametrize("line", ['rest_ur = "http://127.0.0.1:1"', "rest_url = 7", 'ws_url = ["ws://127.0.0.1:1"]'])
+def test_a_venue_is_not_read_at_its_real_address_because_of_a_typing_error(line: str, home: Path) -> None:
+    (home / "config.toml").write_text(f"[venues.binance]\n{line}\n")
+    with pytest.raises(ConfigurationError, match=line.partition(" ")[0]):
+        load_addresses("binance")
 
 
 def test_other_addresses_must_be_encrypted_or_local(home: Path) -> None:
