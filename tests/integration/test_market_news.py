@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -435,6 +436,12 @@ async def test_an_external_entity_reads_neither_files_nor_addresses(newest: Aske
         found = texts((await question())["data"]["items"])
     assert found == ["before after"]
     assert feed.secrets == 0
+
+
+async def test_a_body_that_is_the_name_of_a_file_does_not_open_it(newest: Asker, tmp_path: Path) -> None:
+    (tmp_path / "feed.xml").write_bytes(rss(entry("from the disk")))
+    error = await refused(newest.items(str(tmp_path / "feed.xml").encode()))
+    assert error.code == "GARBAGE"
 
 
 async def test_a_billion_laughs_take_neither_time_nor_memory(newest: Asker) -> None:
