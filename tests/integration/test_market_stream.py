@@ -303,3 +303,48 @@ def test_the_feed_key_is_made_once_and_never_read_when_others_could(tmp_path: Pa
         load_feed_key(path)
     with pytest.raises(ConfigurationError):
         load_feed_key(tmp_path / "none")
+
+
+# ---- several venues
+
+
+class _AnotherComes:
+    """A client of Redis that lets another venue's rules arrive while it answers."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis: Any = redis
+        self.publisher: MarketStreamPublisher | None = None
+        self.coming = ["kraken", "coinbase"]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._redis, name)
+
+    async def xrevrange(self, *arguments: Any, **options: Any) -> Any:
+        answer = await self._redis.xrevrange(*arguments, **options)
+        if self.publisher is not None and self.coming:
+            self.publisher.publish_instrument(build_instrument(venue=self.coming.pop()))
+        return answer
+
+
+async def test_rules_of_another_venue_may_come_at_any_moment(redis: Redis, reader: Redis) -> None:
+    clock, client = ManualClock(), _AnotherComes(redis)
+    async with MarketStreamPublisher(client, desk=DESK, key=KEY, clock=clock, feed=Feed.REPLAY) as publisher:  # type: ignore[arg-type]
+        client.publisher = publisher
+        publisher.publish_instrument(build_instrument(venue="binance"))
+        publisher.publish_book(a_book())
+        await publisher.drained()
+        assert publisher.connected
+        async with viewing(reader, clock) as view:
+            assert {item.venue for item in view.instruments()} == {"binance", "kraken", "coinbase"}
+            assert view.book(BTC) is not None
+
+
+async def test_publishing_that_ends_of_something_unforeseen_is_heard_of(redis: Redis) -> None:
+    async with MarketStreamPublisher(redis, desk=DESK, key=KEY, clock=ManualClock(), feed=Feed.REPLAY) as publisher:
+        watch = asyncio.create_task(publisher.watch())
+        publisher.publish_instrument(build_instrument(venue="binance"))
+        await publisher.drained()
+        assert not watch.done()
+        publisher.publish_book(BookUpdate(BTC, [[object(), "1"]], [], 11, 12))  # type: ignore[list-item]
+        with pytest.raises(TypeError):
+            await asyncio.wait_for(watch, 5)

@@ -148,6 +148,15 @@ class MarketStreamPublisher:
         data, _, tag = (stored or b"").rpartition(b".")
         return data if is_authentic(self._key, self._keys.position, data, tag) else None
 
+    async def watch(self) -> None:
+        """Wait for ever; whoever publishes should hear of it when that ends.
+
+        Raises:
+            Exception: something unforeseen ended the publishing; nothing leaves this process any more.
+        """
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
     async def drained(self) -> None:
         """Wait until everything published so far is in Redis."""
         await self._idle.wait()
@@ -195,14 +204,19 @@ class MarketStreamPublisher:
         """Find out how far the sequence got, and publish the rules (again)."""
         async with asyncio.timeout(_CALL_TIMEOUT_S):
             self._sequence = max(self._sequence, self._clock.now_ms() * 1_000)
-            for field in self._rules:
-                instrument_id = parse_field(field)
-                for stream in (self._keys.book(instrument_id), self._keys.trade(instrument_id)):
-                    newest = await self._redis.xrevrange(stream, count=1)
-                    if newest:
-                        self._sequence = max(self._sequence, self._stored_sequence(stream, newest[0][1]))
+            seen: set[str] = set()
+            while unseen := self._rules.keys() - seen:  # another venue's may come while Redis answers
+                for field in unseen:
+                    await self._look_at(parse_field(field))
+                seen |= unseen
         self._rules_due_s = 0.0
         self.connected = True
+
+    async def _look_at(self, instrument_id: InstrumentId) -> None:
+        for stream in (self._keys.book(instrument_id), self._keys.trade(instrument_id)):
+            newest = await self._redis.xrevrange(stream, count=1)
+            if newest:
+                self._sequence = max(self._sequence, self._stored_sequence(stream, newest[0][1]))
 
     def _stored_sequence(self, stream: str, fields: dict[bytes, bytes]) -> int:
         data = fields.get(b"d", b"")
