@@ -62,6 +62,7 @@ async def open_history(
     feed: Feed,
     publishing: bool,
     venue: VenueCandles | None = None,
+    watch: Watch | None = None,
 ) -> AsyncGenerator[HistoryParts]:
     """Open history for the length of an ``async with`` block; the archive writes meanwhile.
 
@@ -73,13 +74,14 @@ async def open_history(
         time: the market's present.
         publishing: whether this process writes; a follower reads the archive and keeps what it fetches to itself.
         venue: asked for what nobody has seen; None in a replay, or when it must not be asked.
+        watch: knows what this process missed so far; a new one unless given.
     """
     async with AsyncExitStack() as stack:
         shared = await _open_shared(stack, location, write=publishing)
         own = shared
         if own is None or not own.writable:
             own = await stack.enter_async_context(open_candles_in_memory())
-        watch = Watch(candles)
+        watch = watch or Watch(candles)
         archive = CandleArchive(own, candles, watch, clock, feed=feed) if publishing else None
         backfill = Backfill(venue, own, clock) if venue is not None else None
         shelves = (own,) if shared is None or shared is own else (shared, own)

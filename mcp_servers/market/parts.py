@@ -26,6 +26,7 @@ from mcp_servers.market.pipeline import MarketSink
 from mcp_servers.market.publishing import Room
 from mcp_servers.market.reference import Reference
 from mcp_servers.market.settings import ChainSettings, NewsSettings
+from mcp_servers.market.spans import Watch
 from mcp_servers.market.timeseries import TimeSeries
 from trading.domain.market_data import Candle, Feed
 from trading.domain.money import plain
@@ -88,9 +89,9 @@ async def open_parts(room: Room, *, publishing: bool) -> AsyncGenerator[Parts]:
 
 @asynccontextmanager
 async def keeping(
-    room: Room, time: MarketTime, reference: Reference | None, *, publishing: bool
+    room: Room, time: MarketTime, reference: Reference | None, *, publishing: bool, watch: Watch | None = None
 ) -> AsyncGenerator[HistoryParts]:
-    """Open history alone; a follower that becomes the publisher opens it once more, to write."""
+    """Open history alone; a follower that becomes the publisher opens it once more, to write, and watches on."""
     from trading.adapters.sql import LedgerLocation  # SQLAlchemy takes a quarter of a second
 
     async with open_history(
@@ -101,6 +102,7 @@ async def keeping(
         feed=room.feed,
         publishing=publishing,
         venue=reference if room.market.backfill else None,
+        watch=watch,
     ) as history:
         yield history
 

@@ -189,6 +189,41 @@ async def test_a_message_sent_twice_counts_once(redis: Redis, reader: Redis) -> 
         assert len(trades.drain()) == 1
 
 
+@pytest.mark.parametrize(("feed", "counted"), [(Feed.LIVE, 4), (Feed.REPLAY, 6)])
+async def test_live_trades_that_a_new_publisher_repeats_count_once(
+    redis: Redis, reader: Redis, feed: Feed, counted: int
+) -> None:
+    clock = ManualClock()
+    async with viewing(reader, clock) as view:
+        trades = view.subscribe_trades()
+        for numbers in (range(3), range(1, 4)):  # a venue sends its last trades again with every connection
+            async with publishing(redis, clock, feed=feed) as publisher:
+                for number in numbers:
+                    publisher.publish_trade(a_trade(number))
+            newest = str(numbers[-1])
+            await eventually(lambda: (last := view.last_trade(BTC)) is not None and last.trade_id == newest)  # noqa: B023
+        assert len(trades.drain()) == counted == view.status().counters["trades"]
+        assert view.status().counters["trades_repeated"] == 6 - counted
+
+
+async def test_a_new_live_publisher_empties_the_book_of_the_one_before(redis: Redis, reader: Redis) -> None:
+    clock = ManualClock()
+    async with viewing(reader, clock) as view:
+        trades = view.subscribe_trades()
+        for number in range(2):
+            async with MarketStreamPublisher(redis, desk=DESK, key=KEY, clock=clock, feed=Feed.LIVE) as publisher:
+                publisher.publish_instrument(build_instrument(venue="binance"))
+                await eventually(lambda: view.book_state(BTC) == "resync")
+                assert (book := view.book(BTC)) is not None
+                assert not book.bids
+                publisher.publish_book(a_book())
+                publisher.publish_trade(a_trade(number))
+                await eventually(lambda: view.book_state(BTC) == "ok")
+        before, after = trades.drain()
+        assert view.begun_anew(BTC, before.sequence, after.sequence)
+        assert not view.begun_anew(BTC, after.sequence, after.sequence + 100)
+
+
 async def test_an_authentic_message_with_a_broken_body_is_no_book(redis: Redis, reader: Redis) -> None:
     clock = ManualClock()
     writer: Any = redis
