@@ -103,6 +103,7 @@ async def keeping(
         publishing=publishing,
         venue=reference if room.market.backfill else None,
         watch=watch,
+        skew_ms=room.judge.skew_ms,
     ) as history:
         yield history
 
