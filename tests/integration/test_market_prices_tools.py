@@ -125,7 +125,8 @@ async def test_the_tools_keep_the_conventions_and_their_part_of_the_budget(marke
 
 async def test_a_ticker_says_when_and_where_it_is_from(ask: Asker, market: ThreeVenues) -> None:
     market.usual()
-    market.feed.publish_trade(TradeUpdate(InstrumentId(VENUES[0], SYMBOL), "1", "101", "1", Side.BUY, 5, 6))
+    at = market.clock.now_ms()
+    market.feed.publish_trade(TradeUpdate(InstrumentId(VENUES[0], SYMBOL), "1", "101", "1", Side.BUY, at - 20, at))
     market.clock.advance(250)
     reply = await ask.reply("get_tickers", symbols=["BTC/USDT"])
     row, now = reply["data"]["tickers"][0], market.clock.now_ms()
@@ -133,6 +134,15 @@ async def test_a_ticker_says_when_and_where_it_is_from(ask: Asker, market: Three
     assert (row["venue_ts_ms"], row["received_ts_ms"]) == (now - 270, now - 250)
     assert (row["age_ms"], row["last_age_ms"], row["source"], row["marks"]) == (250, 250, "live", [])
     assert (row["stale"], row["failed_over_from"], reply["meta"]["age_ms"]) == (False, None, 250)
+
+
+async def test_a_last_price_is_as_old_as_its_trade_however_late_it_was_told(ask: Asker, market: ThreeVenues) -> None:
+    market.usual()
+    now = market.clock.now_ms()
+    told = TradeUpdate(InstrumentId(VENUES[0], SYMBOL), "1", "90", "1", Side.BUY, now - 3_600_020, now)
+    market.feed.publish_trade(told)  # a venue sends its last trades to whoever connects
+    (row,) = (await ask("get_tickers", symbols=["BTC/USDT"]))["tickers"]
+    assert (row["last"], row["last_age_ms"], row["age_ms"]) == ("90", 3_600_000, 0)
 
 
 @pytest.mark.parametrize(
