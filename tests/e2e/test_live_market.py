@@ -77,7 +77,7 @@ async def check_candles_are_true(client: Client, venues: Venues, *, sources: set
         assert sources <= set(found["sources"]), found["sources"]
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 async def test_three_venues_are_one_market_with_a_past() -> None:
     async with (
         three_venues(past_minutes=5) as venues,
@@ -122,7 +122,7 @@ async def check_comparison(client: Client) -> None:
         assert Decimal(rules["taker_fee"]) > 0
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 async def test_a_venue_without_the_symbol_says_so_and_hurts_nobody() -> None:
     async with (
         three_venues(without="coinbase") as venues,
@@ -142,7 +142,8 @@ async def test_a_venue_without_the_symbol_says_so_and_hurts_nobody() -> None:
         assert "coinbase" in compared["left_out"]
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.soak
+@pytest.mark.timeout(180)
 async def test_bad_days_of_the_venues_have_names_and_pass() -> None:
     async with (
         three_venues() as venues,
@@ -223,7 +224,7 @@ async def every_venue_is_lost(client: Client, venues: Venues, market: MarketProc
     await check_prices_are_the_venues_own(client, venues)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 async def test_a_killed_redis_costs_no_price_and_a_killed_publisher_is_replaced() -> None:
     async with (
         three_venues(past_minutes=4) as venues,
