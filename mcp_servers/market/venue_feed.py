@@ -135,12 +135,12 @@ class VenueFeeds:
         return {key: value for feed in self._feeds for key, value in feed.pipeline.book_status().items()}
 
     def counters(self) -> dict[str, int]:
-        """Return those of the desk's own source and, added up under ``pipeline_*``, those of all pipelines."""
+        """Return those of the desk's own source as ``source_*`` and, added up as ``pipeline_*``, all pipelines'."""
         added: dict[str, int] = {}
         for feed in self._feeds:
             for name, count in feed.pipeline.counters.items():
                 added[f"pipeline_{name}"] = added.get(f"pipeline_{name}", 0) + count
-        return {**self.primary.status().counters, **added}
+        return {**{f"source_{name}": count for name, count in self.primary.status().counters.items()}, **added}
 
 
 def refusal(error: TradingError) -> SourceStatus:

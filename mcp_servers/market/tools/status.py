@@ -37,7 +37,6 @@ def register(read: Register) -> None:
 def status_row(service: MarketService, feeds: list[schemas.FeedRow]) -> schemas.Status:
     """Return how venues and bus are, and whatever speaks against trading on these prices."""
     health, board = service.health(), service.prices.board
-    counters = {**{f"source_{name}": count for name, count in health.status.counters.items()}, **health.counters}
     reasons = service.reasons_against()
     return schemas.Status(
         safe_to_trade=not reasons,
@@ -49,7 +48,7 @@ def status_row(service: MarketService, feeds: list[schemas.FeedRow]) -> schemas.
         venues=[venue_row(board.health(venue)) for venue in board.venues],
         feeds=feeds,
         conflation=CONFLATION,
-        counters={name: count for name, count in counters.items() if count},
+        counters={name: count for name, count in health.counters.items() if count},
     )
 
 
