@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -143,12 +144,16 @@ class VenueAddresses(SectionModel):
 
 
 def load_market_settings() -> MarketSettings:
-    """Read the section.
+    """Read the section, and the token of the time series database from ``GREKKO_INFLUX_TOKEN``.
 
     Raises:
         ConfigurationError: unknown key or illegal value.
     """
-    return load_section(MarketSettings, "market")
+    found = load_section(MarketSettings, "market")
+    token = os.environ.get("GREKKO_INFLUX_TOKEN")
+    if not token:
+        return found
+    return found.model_copy(update={"influx": found.influx.model_copy(update={"token": SecretStr(token)})})
 
 
 def load_addresses(venue: str) -> VenueAddresses:

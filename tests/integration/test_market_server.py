@@ -30,7 +30,14 @@ from mcp_servers.market.onchain import OnChain
 from mcp_servers.market.prices import Prices, base_for_quote
 from mcp_servers.market.server import build, register
 from mcp_servers.market.service import MarketService
-from mcp_servers.market.settings import ChainSettings, MarketSettings, NewsSettings, live_venues, load_addresses
+from mcp_servers.market.settings import (
+    ChainSettings,
+    MarketSettings,
+    NewsSettings,
+    live_venues,
+    load_addresses,
+    load_market_settings,
+)
 from mcp_servers.market.sources import replay
 from mcp_servers.market.sources.base import SourceState, SourceStatus
 from tests.bus_support import eventually
@@ -526,6 +533,19 @@ def test_a_live_venue_that_does_not_exist_refuses_to_start_with_the_nearest_name
     assert "binance" in caught.value.suggestion
     (home / "config.toml").write_text(text.replace("binanse", "binance"))
     build()
+
+
+def test_variables_hold_lists_and_tables_as_json_and_the_token(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    (home / "config.toml").write_text('[market]\nvenues = ["okx"]\n[market.influx]\nurl = "http://127.0.0.1:1"\n')
+    monkeypatch.setenv("GREKKO_MARKET_VENUES", '["coinbase", "kraken"]')
+    monkeypatch.setenv("GREKKO_MARKET_QUALITY", '{"outlier_bps": 50}')
+    monkeypatch.setenv("GREKKO_INFLUX_TOKEN", "a-token")
+    found = load_market_settings()
+    assert (found.venues, found.quality.outlier_bps) == (("coinbase", "kraken"), 50)
+    assert (found.influx.url, found.influx.token.get_secret_value()) == ("http://127.0.0.1:1", "a-token")
+    monkeypatch.setenv("GREKKO_MARKET_VENUES", "coinbase,kraken")
+    with pytest.raises(ConfigurationError, match="GREKKO_MARKET_VENUES is not JSON"):
+        load_market_settings()
 
 
 def test_a_recording_needs_no_venue_that_can_be_read_live(home: Path) -> None:

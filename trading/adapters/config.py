@@ -7,6 +7,7 @@ never live. Secrets are ``SecretStr`` and are never printed. State lives in one 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 import tempfile
@@ -14,7 +15,7 @@ import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, cast
+from typing import Annotated, Any, Self, TypeVar, cast, get_origin
 
 from pydantic import (
     BaseModel,
@@ -270,18 +271,30 @@ _TABLES = (*SECTIONS, "venues", "opening_balances")
 def load_section(kind: type[S], section: str) -> S:
     """Read one room's section of the config file; ``GREKKO_<SECTION>_<FIELD>`` variables override it.
 
+    A variable holds a list or a table as JSON.
+
     Raises:
         ConfigurationError: unknown key or illegal value.
     """
     data = dict(read_config(DeskHome(default_home()).config_file).get(section, {}))
     prefix = f"GREKKO_{section.upper()}_"
-    for name in kind.model_fields:
+    for name, field in kind.model_fields.items():
         if (value := os.environ.get(prefix + name.upper())) is not None:
-            data[name] = value
+            data[name] = _from_variable(prefix + name.upper(), value, field.annotation)
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         raise ConfigurationError(f"[{section}] {_explain(error)}") from error
+
+
+def _from_variable(name: str, value: str, kind: object) -> object:
+    is_table = isinstance(kind, type) and issubclass(kind, BaseModel)
+    if not is_table and get_origin(kind) not in (tuple, list, dict):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ConfigurationError(f"{name} is not JSON", suggestion='write a list as ["a", "b"]') from None
 
 
 def read_config(path: Path) -> dict[str, Any]:
