@@ -17,7 +17,8 @@ from rich.table import Table
 from grekko.initialization import initialize
 from grekko.processes import ROOM_MODULES
 from mcp_servers.hosting import call, open_client
-from trading.adapters.config import DeskSettings
+from mcp_servers.market.settings import VenueAddresses, check_allowed, load_addresses, load_market_settings
+from trading.adapters.config import DeskSettings, load_settings
 from trading.adapters.embedded_redis import open_redis
 from trading.adapters.redis_client import call as call_redis
 from trading.domain.errors import TradingError
@@ -38,12 +39,16 @@ class Examined:
 
 
 async def examine(console: Console) -> bool:
-    """Examine every part in a scratch home, print a table, and return whether all are well."""
+    """Examine the configuration here, every part in a scratch home, print a table; return whether all are well.
+
+    The scratch desk knows nothing of this one: it must not write to its home, its Redis or its database.
+    """
+    results = [await _timed("python", _python), await _timed("configuration", configuration)]
     with tempfile.TemporaryDirectory(prefix="grekko-doctor-") as scratch:
-        home = Path(scratch) / "desk"
-        settings = DeskSettings(home=home)
+        ours = {"home": Path(scratch) / "desk", "redis_url": None, "database_url": None}
+        settings = DeskSettings().model_copy(update=ours)
         initialize(settings)
-        results = [await _timed("python", _python), await _timed("redis", lambda: _redis(settings))]
+        results.append(await _timed("redis", lambda: _redis(settings)))
         results += [await _timed(room, lambda room=room: _room(settings, room)) for room in ROOM_MODULES]
     table = Table("part", "state", "detail", "seconds", box=None)
     for each in results:
@@ -69,6 +74,22 @@ async def _python() -> str:
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
 
 
+async def configuration() -> str:
+    """Return what this desk is configured to trade on; nothing is connected.
+
+    Raises:
+        ConfigurationError: a server would refuse to start with it.
+    """
+    desk, market = load_settings(), load_market_settings()
+    check_allowed(desk, market)
+    if market.source != "live":
+        return f"{desk.mode}, market: a recording at speed {market.speed:g}"
+    venues = dict.fromkeys((desk.market_venue, *market.venues))
+    moved = [venue for venue in venues if load_addresses(venue) != VenueAddresses()]
+    note = f"; at addresses of its own: {', '.join(moved)}" if moved else ""
+    return f"{desk.mode}, live market: {', '.join(venues)}{note}"
+
+
 async def _redis(settings: DeskSettings) -> str:
     async with open_redis(settings.desk_home, settings, "console") as redis:
         await call_redis(redis, "PING")
@@ -77,7 +98,9 @@ async def _redis(settings: DeskSettings) -> str:
 
 async def _room(settings: DeskSettings, room: str) -> str:
     command = [sys.executable, "-m", ROOM_MODULES[room]]
-    env = {**os.environ, "GREKKO_HOME": str(settings.home)}
+    ours = ("GREKKO_", "REDIS_URL", "DATABASE_URL")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    env["GREKKO_HOME"] = str(settings.home)
     async with open_client(command, read_timeout_s=_TIMEOUT_S, env=env) as client:
         tools = await client.list_tools()
         await call(client, STATUS_TOOLS[room])

@@ -66,6 +66,7 @@ async def test_doctor_finds_every_part_in_order() -> None:
             env=desk.environment(),
         )
         output, _ = await process.communicate()
+        assert not desk.home.path.exists(), "the desk itself is left alone"
     assert process.returncode == 0, output.decode()
-    for part in ("python", "redis", "market", "risk", "execution", "wallet", "coordinator"):
+    for part in ("python", "configuration", "redis", "market", "risk", "execution", "wallet", "coordinator"):
         assert part in output.decode()
