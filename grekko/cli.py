@@ -83,25 +83,37 @@ def init() -> None:
 def run(
     mode: Annotated[Mode | None, typer.Option(help="paper, testnet or live")] = None,
     market: Annotated[
-        str, typer.Option(help="replay: a recorded real feed; live: public data of the venue")
-    ] = "replay",
-    speed: Annotated[float, typer.Option(min=0.1, max=100, help="of the replay; 1 is real time")] = 1.0,
+        str | None, typer.Option(help="replay: a recorded real feed; live: public data of the venues")
+    ] = None,
+    speed: Annotated[float | None, typer.Option(min=0.1, max=100, help="of the replay; 1 is real time")] = None,
     seconds: Annotated[float | None, typer.Option("--for", min=1, help="stop after so many seconds")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of everything random")] = 1,
     loop: Annotated[bool, typer.Option("--loop", help="start the recording again when it ends")] = False,
     report: Annotated[Path | None, typer.Option(help="write a JSON report there")] = None,
 ) -> None:
-    """Run the desk: agents propose and vote, risk signs or denies, execution trades. Ctrl-C stops it in order."""
-    from grekko.run import RunOptions, run_desk
+    """Run the desk: agents propose and vote, risk signs or denies, execution trades. Ctrl-C stops it in order.
 
-    if market not in ("replay", "live"):
+    What is not given here is taken from the [market] section.
+    """
+    from grekko.run import RunOptions, run_desk
+    from mcp_servers.market.settings import load_market_settings
+
+    if market not in (None, "replay", "live"):
         raise ConfigurationError("--market must be replay or live", allowed=("replay", "live"))
     if report is not None and (report.is_dir() or not os.access(report.parent, os.W_OK)):
         raise ConfigurationError(
             f"the report cannot be written to {report}", suggestion="name a file in a folder that exists"
         )
-    options = RunOptions(market=market, speed=speed, seconds=seconds, seed=seed, loop=loop, report=report)
-    _exit(_run(run_desk(_settings(mode), options, console)))
+    settings, configured = _settings(mode), load_market_settings()
+    options = RunOptions(
+        market=market or configured.source,
+        speed=configured.speed if speed is None else speed,
+        seconds=seconds,
+        seed=seed,
+        loop=loop or configured.loop,
+        report=report,
+    )
+    _exit(_run(run_desk(settings, options, console)))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

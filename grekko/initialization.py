@@ -19,11 +19,39 @@ _CONFIG = """\
 mode = "{mode}"
 desk = "{desk}"
 account_id = "{account_id}"
+market_venue = "{market_venue}"
 symbols = [{symbols}]
 quote = "{quote}"
 
 [opening_balances]
 {balances}
+
+# The market: a recording, until source says "live" (or `grekko run --market live`). docs/market.md has every field.
+#
+# [market]
+# source = "live"
+# venues = ["coinbase", "kraken"]       # read beside market_venue, best first; names as in ccxt
+# max_age_ms = 3000                     # older books price nothing
+#
+# [market.quality]
+# outlier_bps = 200
+#
+# [market.cache]
+# rules_s = 3600.0
+#
+# [market.influx]                       # its token: GREKKO_INFLUX_TOKEN
+# url = "http://127.0.0.1:8086"
+#
+# [market.chain]
+# rpc_url = "http://127.0.0.1:8545"
+# pools = ["0x…"]
+#
+# [market.news]
+# feeds = ["https://example.org/feed.xml"]
+#
+# [venues.coinbase]                     # other addresses, for tests and testnets
+# rest_url = "http://127.0.0.1:8801"
+# ws_url = "ws://127.0.0.1:8801/ws"
 """
 
 
@@ -90,6 +118,7 @@ def _config(home: DeskHome, settings: DeskSettings) -> tuple[Path, str]:
         mode=settings.mode,
         desk=settings.desk,
         account_id=settings.account_id,
+        market_venue=settings.market_venue,
         symbols=", ".join(f'"{symbol}"' for symbol in settings.symbols),
         quote=settings.quote,
         balances="\n".join(f'{currency} = "{amount}"' for currency, amount in settings.opening_balances.items()),

@@ -25,6 +25,8 @@ from grekko.report import RunFacts, build_report, write_report
 from grekko.supervisor import Supervisor, supervise
 from grekko.wording import number
 from mcp_servers.execution.settings import check_allowed
+from mcp_servers.market.settings import check_allowed as check_market
+from mcp_servers.market.settings import load_market_settings
 from trading.adapters.clock import SystemClock
 from trading.adapters.config import DeskSettings
 from trading.adapters.embedded_redis import open_redis
@@ -74,6 +76,7 @@ async def run_desk(settings: DeskSettings, options: RunOptions, console: Console
         ConfigurationError: the home or the configuration is not fit to run.
     """
     check_allowed(settings)
+    check_market(settings, load_market_settings().model_copy(update={"source": options.market}))
     initialize(settings)
     # Until the screen is up a SIGTERM acts as Ctrl-C does: it cancels, and the rooms started so far are stopped.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from grekko.doctor import configuration
 from grekko.processes import ROOM_MODULES, Room, running
 from grekko.supervisor import supervise
 from trading.adapters.config import DeskHome
-from trading.domain.errors import Unavailable
+from trading.domain.errors import ConfigurationError, Unavailable
 
 
 def grekko(home: Path | str, *arguments: str, mode: str = "paper") -> tuple[int, str]:
@@ -37,6 +38,31 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_run(tmp_path: Pat
     status, said = grekko(tmp_path / "home", "run", "--for", "1", "--report", str(tmp_path / "none" / "report.json"))
     assert status == 78
     assert "name a file in a folder that exists" in said
+
+
+@pytest.mark.parametrize(
+    ("market", "arguments"), [('source = "live"', ()), ("", ("--market", "live"))], ids=["configured", "asked for"]
+)
+def test_a_live_venue_that_does_not_exist_is_refused_before_the_run(
+    tmp_path: Path, market: str, arguments: tuple[str, ...]
+) -> None:
+    home = DeskHome(tmp_path / "home").ensure()
+    home.config_file.write_text(f'[market]\n{market}\nvenues = ["krakne"]\n')
+    status, said = grekko(home.path, "run", "--for", "1", *arguments)
+    assert status == 78
+    assert "UNKNOWN_VENUE" in said
+    assert "did you mean kraken?" in said
+
+
+async def test_doctor_says_what_the_desk_would_trade_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREKKO_HOME", str(tmp_path))
+    assert await configuration() == "paper, market: a recording at speed 1"
+    live = '[market]\nsource = "live"\nvenues = ["kraken", "binance"]\n'
+    (tmp_path / "config.toml").write_text(live + '[venues.kraken]\nrest_url = "http://127.0.0.1:1"\n')
+    assert await configuration() == "paper, live market: binance, kraken; at addresses of its own: kraken"
+    (tmp_path / "config.toml").write_text(live.replace("kraken", "krakne"))
+    with pytest.raises(ConfigurationError):
+        await configuration()
 
 
 def test_a_home_that_cannot_be_made_is_one_sentence() -> None:

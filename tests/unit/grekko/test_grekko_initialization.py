@@ -8,6 +8,7 @@ import pytest
 
 from coordinator.agents import AGENT_IDS
 from grekko.initialization import WRITING_ROOMS, initialize
+from mcp_servers.market.settings import MarketSettings, check_allowed, load_addresses, load_market_settings
 from trading.adapters.approval_signer import load_approval_signer
 from trading.adapters.config import DeskSettings, load_settings
 from trading.adapters.signing import load_public_key
@@ -56,6 +57,26 @@ def test_the_written_configuration_reads_back_as_the_same_settings(
     settings = load_settings()
     initialize(settings)
     assert load_settings() == settings
+
+
+def test_every_commented_line_of_the_written_configuration_is_a_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GREKKO_HOME", str(tmp_path / "desk"))
+    monkeypatch.delenv("GREKKO_CONFIG", raising=False)
+    initialize(load_settings())
+    file = tmp_path / "desk" / "config.toml"
+    text = file.read_text(encoding="utf-8")
+    head, _, tail = text.partition("# [market]")
+    assert load_market_settings() == MarketSettings()
+    lines = [line.removeprefix("#").removeprefix(" ") for line in f"# [market]{tail}".splitlines()]
+    file.write_text(head + "\n".join(lines), encoding="utf-8")
+    found = load_market_settings()
+    assert (found.source, found.venues) == ("live", ("coinbase", "kraken"))
+    assert None not in (found.influx.url, found.chain.rpc_url)
+    assert (len(found.chain.pools), len(found.news.feeds)) == (1, 1)
+    assert load_addresses("coinbase").ws_url == "ws://127.0.0.1:8801/ws"
+    check_allowed(load_settings(), found)
 
 
 @pytest.mark.parametrize(
