@@ -9,14 +9,18 @@ import pytest
 from mcp import Client
 
 from mcp_servers.hosting import call, open_client
-from tests.e2e.desk_process import DeskProcess, scratch_desk, until
-from tests.live_market_support import SYMBOL, Venues, ask, configuration, three_venues, ticker
+from tests.e2e.desk_process import DeskProcess, scratch_desk
+from tests.live_market_support import SYMBOL, VENUES, Venues, ask, configuration, three_venues, ticker, until
 
-BUY = {"symbol": SYMBOL, "side": "buy", "type": "market", "amount": "500", "unit": "quote"}
+BUY = {"symbol": SYMBOL, "side": "buy", "type": "market", "amount": "0.008"}
 
 
 async def would_sign(risk: Client) -> bool:
     return (await call(risk, "risk_check_order", **BUY))["passed"]
+
+
+async def is_fresh(market: Client, venue: str) -> bool:
+    return not (await ticker(market, venue))["stale"]
 
 
 async def answered_by(market: Client, venue: str) -> bool:
@@ -36,6 +40,8 @@ async def test_a_desk_on_live_data_fails_closed_while_its_own_venue_is_lost() ->
             open_client(f"unix:{desk.home.socket('risk')}") as risk,
             open_client(f"unix:{desk.home.socket('execution')}") as execution,
         ):
+            for venue in VENUES:  # whoever is there first when the desk's own is lost stands in for it
+                await until(lambda venue=venue: is_fresh(market, venue), f"{venue} is fresh", desk.tail)
             await until(lambda: would_sign(risk), "risk would sign", desk.tail)
             receipt = await buy(risk, execution, "before")
             assert receipt["state"] == "filled"
