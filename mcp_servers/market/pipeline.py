@@ -39,7 +39,7 @@ from trading.ports.clock import Clock
 
 BOOK_INTERVAL_MS: Final = 50
 _AHEAD_MS: Final = 60_000  # a venue's time may be this much later than its arrival
-_BEHIND_MS: Final = 30 * 86_400_000  # the last trades of a quiet market, told on connecting, may be this old
+_EARLIEST_MS: Final = 1_230_768_000_000  # 2009: nothing here was traded before; a time in seconds lies in 1970
 
 
 class MarketSink(Protocol):
@@ -286,4 +286,4 @@ class MarketPipeline:
 
 
 def _is_believable(venue_ts_ms: int, received_ts_ms: int) -> bool:
-    return -_BEHIND_MS <= venue_ts_ms - received_ts_ms <= _AHEAD_MS
+    return _EARLIEST_MS <= venue_ts_ms <= received_ts_ms + _AHEAD_MS
