@@ -15,7 +15,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from tests.bus_support import BUNDLED, eventually, server_of, settings_for, short_home
 from trading.adapters import redis_server
 from trading.adapters.config import DeskHome
-from trading.adapters.embedded_redis import open_redis, provision_agent, revoke_agent
+from trading.adapters.embedded_redis import EmbeddedRedis, open_redis, provision_agent, revoke_agent
 from trading.adapters.file_lock import FileLock
 from trading.adapters.redis_acl import read_password
 from trading.adapters.redis_client import call, redis_time_ms, refused, unix_client
@@ -87,6 +87,26 @@ async def test_processes_share_one_server_and_the_last_to_leave_stops_it(home: D
         assert await call(redis, "GET", settings_for(home).key("market", "processes")) == b"2"
     assert not server_of(home).alive()
     assert not (home.bus / "redis.sock").exists()
+
+
+async def test_server_that_does_not_hear_the_first_request_is_stopped_by_the_next(
+    home: DeskHome, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[tuple[str, ...]] = []
+    admin = EmbeddedRedis.admin
+
+    async def not_listening_yet(self: EmbeddedRedis, *command: str) -> object:
+        if command[0] == "SHUTDOWN":
+            asked.append(command)
+            if len(asked) == 1:
+                raise ConnectionRefusedError
+        return await admin(self, *command)
+
+    monkeypatch.setattr(EmbeddedRedis, "admin", not_listening_yet)
+    async with open_redis(home, settings_for(home), "market", bus=BUNDLED):
+        assert server_of(home).alive()
+    assert not server_of(home).alive()
+    assert len(asked) >= 2
 
 
 async def test_server_stops_by_itself_when_all_its_users_were_killed(home: DeskHome):

@@ -333,9 +333,11 @@ class EmbeddedRedis:
             return
         try:
             async with asyncio.timeout(self._bus.start_timeout_s):
-                with suppress(RedisError, OSError):  # the answer to SHUTDOWN is a closed connection
-                    await self.admin("SHUTDOWN", "NOSAVE")
-                while self.alive():  # noqa: ASYNC110  another process ends; there is no event
+                while self.alive():
+                    # The answer is a closed connection. Asked again, because a server that has only just been started
+                    # does not listen yet.
+                    with suppress(RedisError, OSError):
+                        await self.admin("SHUTDOWN", "NOSAVE")
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             _log.error("the embedded Redis did not stop; process id %s", self.pid())
