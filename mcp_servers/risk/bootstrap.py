@@ -103,6 +103,7 @@ async def open_risk(
                 signer=signer,
                 clock=found_clock,
                 ids=found_ids,
+                last_trade=market.last_trade,
                 heartbeats=RedisHeartbeatSink(redis, desk.key("risk", "heartbeat")),
                 limits=risk.limits,
                 desk=desk.desk,

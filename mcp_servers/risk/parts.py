@@ -11,6 +11,7 @@ from trading.domain.events import HeadWitnessed
 from trading.domain.identifiers import AccountId, Currency, Symbol, Venue
 from trading.domain.instruments import InstrumentId
 from trading.domain.proposals import Mode, OrderIntent
+from trading.domain.market_data import TradePrint
 from trading.ports.clock import Clock, IdFactory
 from trading.ports.ledger import Ledger, LedgerReader
 from trading.ports.signing import Signer, Verifier
@@ -35,6 +36,7 @@ class RiskParts:
         keys: pinned public keys of voters and leader; None accepts no decision.
         operator: pins the operator's key; operator_directory: where command files are looked for.
         heads: newest signed audit heads of other rooms, to be witnessed.
+        last_trade: newest public trade of a data instrument; None where a limit on trade sizes cannot be judged.
     """
 
     ledger: Ledger
@@ -46,6 +48,7 @@ class RiskParts:
     ids: IdFactory
     heartbeats: HeartbeatSink
     limits: RiskLimits
+    last_trade: Callable[[InstrumentId], TradePrint | None] | None = None
     desk: str = "desk"
     mode: Mode = Mode.PAPER
     account_id: AccountId

@@ -8,10 +8,11 @@ from mcp_servers.envelope import timestamp
 from mcp_servers.risk import schemas
 from mcp_servers.risk.assessment import Approved
 from mcp_servers.risk.context import Frame
-from mcp_servers.risk.limits import Policy, changed_fields
+from mcp_servers.risk.limits import changed_fields
 from mcp_servers.risk.parts import ApprovalReport, CheckReport
 from mcp_servers.risk.policies.exposure import gross_exposure, worst_case
 from mcp_servers.risk.pricing import build_context
+from mcp_servers.risk.scopes import DEFAULT, DESK
 from mcp_servers.risk.service import RiskService
 from mcp_servers.risk.sign_off import Answer
 from trading.domain.approvals import ApprovedOrder
@@ -135,40 +136,44 @@ def approval_state(report: ApprovalReport, now_ms: int, *, envelope: bool) -> sc
     )
 
 
-def limits_row(policy: Policy, scope: str) -> schemas.Limits:
-    """Return the desk's limits, or those of one symbol.
+def limits_row(service: RiskService, scope: str, agent_id: AgentId) -> schemas.Limits:
+    """Return what is in force for an agent's orders: the desk's limits, or those of one symbol.
 
     Raises:
         InvalidValue: no limits of that scope.
     """
-    limits = policy.limits
-    if scope == "desk":
-        values = {
-            name: _text(getattr(limits, name))
-            for name in type(limits).model_fields
-            if name not in ("symbols", "quorum")
-        }
+    parts, policy = service.parts, service.live.frames.policy
+    limits, symbol = policy.limits, Symbol("" if scope == DESK else scope)
+    in_force = policy.scopes.of(parts.account_id, parts.mode, parts.venue, agent_id, symbol)
+    if scope == DESK:
+        only = {"symbols": in_force.symbols or tuple(limits.symbols), "venues": in_force.venues}
+        values = {name: _text(value) for name, value in only.items()}
+        fields = (name for name in type(limits).model_fields if name in in_force.sources)
+        values.update({name: _text(getattr(in_force.limits, name)) for name in fields})
         values.update({f"quorum.{name}": _text(value) for name, value in limits.quorum.model_dump().items()})
+    elif in_force.symbol is not None:
+        values = {name: _text(value) for name, value in in_force.symbol.model_dump().items()}
     else:
-        symbol = limits.symbols.get(Symbol(scope))
-        if symbol is None:
-            raise InvalidValue(
-                f"there are no limits for {scope[:41]!r}",
-                code="UNKNOWN_SCOPE",
-                suggestion="ask for desk or for a symbol with limits; other symbols are restricted",
-                allowed=("desk", *limits.symbols),
-            )
-        values = {name: _text(value) for name, value in symbol.model_dump().items()}
+        raise InvalidValue(
+            f"there are no limits for {scope[:41]!r}",
+            code="UNKNOWN_SCOPE",
+            suggestion="ask for desk or for a symbol with limits; other symbols are restricted",
+            allowed=(DESK, *limits.symbols),
+        )
+    sources = {name: source for name, source in in_force.sources.items() if name in values and source != DEFAULT}
     return schemas.Limits(
         version=policy.version,
         digest=policy.digest,
         scope=scope,
         values=values,
+        sources=sources,
         changed=sorted(changed_fields(limits)),
     )
 
 
 def _text(value: object) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, Decimal):
         return plain(value)
     if isinstance(value, tuple):

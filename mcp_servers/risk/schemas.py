@@ -144,12 +144,16 @@ class ApprovalState(Row):
 
 
 class Limits(Row):
-    """The limits in force; ``changed`` names those that differ from the defaults."""
+    """The limits in force; ``changed`` names those that differ from the defaults.
+
+    ``sources`` names, for every value that is not the default, the scope it comes from: the strictest wins.
+    """
 
     version: int
     digest: str
     scope: str
     values: dict[str, str]
+    sources: dict[str, str]
     changed: list[str]
 
 

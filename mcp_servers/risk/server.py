@@ -124,10 +124,12 @@ def _register_reads(read: Callable[..., Callable[[Any], Any]]) -> None:
         return ok(rows.approval_state(report, now_ms, envelope=include_envelope), _meta(service))
 
     @read(title="Get limits")
-    async def risk_get_limits(ctx: Context[RiskService], scope: SymbolText = "desk") -> Reply[schemas.Limits]:
-        """Show the limits in force, of the desk or of one symbol. Only the operator changes them."""
+    async def risk_get_limits(
+        ctx: Context[RiskService], scope: SymbolText = "desk", agent_id: NameText | None = None
+    ) -> Reply[schemas.Limits]:
+        """Show the limits in force for an agent's orders, and the scope each comes from. Scope: desk, or a symbol."""
         service = state(ctx)
-        return ok(rows.limits_row(service.live.frames.policy, scope), Meta(source="policy"))
+        return ok(rows.limits_row(service, scope, AgentId(_agent_name(agent_id))), Meta(source="policy"))
 
     @read(title="Get exposure")
     async def risk_get_exposure(ctx: Context[RiskService], scope: SymbolText | None = None) -> Reply[schemas.Exposures]:
