@@ -10,8 +10,8 @@ from trading.domain.denials import RuleResult
 from trading.domain.events import HeadWitnessed
 from trading.domain.identifiers import AccountId, Currency, Symbol, Venue
 from trading.domain.instruments import InstrumentId
-from trading.domain.proposals import Mode, OrderIntent
 from trading.domain.market_data import TradePrint
+from trading.domain.proposals import Mode, OrderIntent
 from trading.ports.clock import Clock, IdFactory
 from trading.ports.ledger import Ledger, LedgerReader
 from trading.ports.signing import Signer, Verifier
@@ -25,6 +25,7 @@ from .markets import MarketSource
 from .policies.pipeline import RULES, RuleFunction
 
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RiskParts:
     """Everything the room is made of; ``bootstrap`` takes the real ones, tests their fakes.
@@ -32,23 +33,23 @@ class RiskParts:
     Attributes:
         ledger: risk's own, held under its lease.
         execution, coordinator: the other rooms' ledgers, read only; without a coordinator no decision is accepted.
+        last_trade: newest public trade of a data instrument; None where a limit on trade sizes cannot be judged.
         data_of: whose market data prices an instrument.
         keys: pinned public keys of voters and leader; None accepts no decision.
         operator: pins the operator's key; operator_directory: where command files are looked for.
         heads: newest signed audit heads of other rooms, to be witnessed.
-        last_trade: newest public trade of a data instrument; None where a limit on trade sizes cannot be judged.
     """
 
     ledger: Ledger
     execution: LedgerReader
     coordinator: LedgerReader | None = None
     market: MarketSource
+    last_trade: Callable[[InstrumentId], TradePrint | None] | None = None
     signer: Signer
     clock: Clock
     ids: IdFactory
     heartbeats: HeartbeatSink
     limits: RiskLimits
-    last_trade: Callable[[InstrumentId], TradePrint | None] | None = None
     desk: str = "desk"
     mode: Mode = Mode.PAPER
     account_id: AccountId

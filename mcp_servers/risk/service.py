@@ -48,8 +48,8 @@ class _Live:
     follower: ExecutionFollower
     heartbeats: Heartbeats
     commands: OperatorCommands | None
-    clean: bool
     memory: Memory
+    clean: bool
     witnessed: dict[str, int] = field(default_factory=dict[str, int])
 
 
@@ -95,12 +95,12 @@ class RiskService:
         await parts.ledger.commit(policy_unit(policy, is_new=is_new, now_ms=now_ms))
         self._opened = live = self._wire(policy, states, clean=clean)
         await live.heartbeats.beat()
+        live.memory.prepare(self.portfolio, policy, parts.account_id, parts.mode)
         await live.follower.rebuild()
+        live.memory.refill(self.portfolio, map(approved_of, self._rows.values()), policy, now_ms)
         may_reactivate = parts.mode is Mode.PAPER and policy.limits.reactivate_after_unclean_stop
         await live.breaker.open(clean=clean, may_reactivate=may_reactivate)
-        live.memory.prepare(self.portfolio, policy, parts.account_id, parts.mode)
         self.ready = True
-        live.memory.refill(self.portfolio, map(approved_of, self._rows.values()), policy, now_ms)
 
     async def stop(self, reason: str = "stopped") -> None:
         """Finish what is under way and write that the stop was in good order."""
@@ -323,12 +323,12 @@ class RiskService:
                     return answer
             elif not self.ready:
                 raise Unavailable("reservations are still being rebuilt", code="RISK_NOT_READY")
+            if command.state is TradingState.ACTIVE:
+                memory.rearm(self.portfolio.activity, parts.clock.now_ms())
             return await breaker.reset(command.reason, by, command.state)
 
         return OperatorCommands(
             parts.operator_directory,
-            if command.state is TradingState.ACTIVE:
-                memory.rearm(self.portfolio.activity, parts.clock.now_ms())
             parts.operator,
             parts.clock,
             desk=parts.desk,
