@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trading.domain.denials import RuleResult
 from trading.domain.events import HeadWitnessed
@@ -24,6 +25,8 @@ from .limits import RiskLimits
 from .markets import MarketSource
 from .policies.pipeline import RULES, RuleFunction
 
+if TYPE_CHECKING:
+    from .numbers.history import ClosesSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,7 @@ class RiskParts:
         keys: pinned public keys of voters and leader; None accepts no decision.
         operator: pins the operator's key; operator_directory: where command files are looked for.
         heads: newest signed audit heads of other rooms, to be witnessed.
+        closes: archived candles for the risk numbers; None leaves them the bundled history.
     """
 
     ledger: Ledger
@@ -63,6 +67,7 @@ class RiskParts:
     heads: Sequence[Callable[[], HeadWitnessed | None]] = ()
     wakeups: AsyncIterator[object] | None = None
     rules: Sequence[RuleFunction] = RULES
+    closes: ClosesSource | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,6 +213,10 @@ class ReservationBook:
         """Return the live sums of one agent; zeros, which are not kept, when it never had a reservation."""
         return self._by_agent.get(agent_id) or AgentUse()
 
+    def agents(self) -> dict[AgentId, AgentUse]:
+        """Return the live sums of every agent that ever had a reservation."""
+        return self._by_agent
+
     def at_venue(self, venue: Venue) -> int:
         """Return how many promises are open at one venue."""
         return self._at_venue.get(venue, 0)

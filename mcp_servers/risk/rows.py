@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Final
 
 from mcp_servers.envelope import timestamp
 from mcp_servers.risk import schemas
 from mcp_servers.risk.assessment import Approved
-from mcp_servers.risk.context import Frame
 from mcp_servers.risk.limits import changed_fields
 from mcp_servers.risk.parts import ApprovalReport, CheckReport
-from mcp_servers.risk.policies.exposure import gross_exposure, worst_case
+from mcp_servers.risk.policies.exposure import worst_case
 from mcp_servers.risk.pricing import build_context
+from mcp_servers.risk.reservations import Exposure
 from mcp_servers.risk.scopes import DEFAULT, DESK
 from mcp_servers.risk.service import RiskService
 from mcp_servers.risk.sign_off import Answer
@@ -19,8 +20,7 @@ from trading.domain.approvals import ApprovedOrder
 from trading.domain.denials import RiskDenial, RuleResult
 from trading.domain.errors import InvalidValue
 from trading.domain.identifiers import AgentId, Symbol
-from trading.domain.instruments import InstrumentId
-from trading.domain.money import multiply, plain
+from trading.domain.money import EXACT, ZERO, multiply, plain
 from trading.domain.proposals import OrderIntent
 
 
@@ -182,36 +182,59 @@ def _text(value: object) -> str:
 
 
 def exposure_rows(service: RiskService, scope: str | None) -> schemas.Exposures:
-    """Return what is held and promised, of every instrument or of one symbol."""
+    """Return what is held and promised, of every instrument or of one symbol; the sums are the desk's.
+
+    One pass, exact throughout, and rows as dictionaries that become models all at once.
+    """
     frame = service.frame()
-    instruments = [_exposure_row(frame, item) for item in frame.markets if scope in (None, "desk", item.symbol)]
-    if not instruments:
+    held_of, exposures, symbols = frame.portfolio.held, frame.reservations.exposures(), frame.limits.symbols
+    by_venue = dict[str, Decimal]()
+    gross, net = ZERO, ZERO
+    unpriced = any(worst_case(held_of(item), exposures[item]) for item in exposures if item not in frame.markets)
+    rows: list[dict[str, object]] = []
+    for instrument_id, market in frame.markets.items():
+        venue, symbol = instrument_id
+        held, exposure, mid = held_of(instrument_id), exposures.get(instrument_id, _NONE), market.mid
+        worst = worst_case(held, exposure)
+        value = None if mid is None else EXACT.multiply(worst, mid)
+        if worst:
+            unpriced |= mid is None or bool(market.problem)
+        if worst and mid is not None and value is not None:
+            gross = EXACT.add(gross, value)
+            net = EXACT.add(net, value if worst == held else EXACT.multiply(held, mid))
+            by_venue[venue] = EXACT.add(by_venue.get(venue, ZERO), value)
+        if scope is None or scope in (symbol, "desk"):
+            limits = symbols.get(symbol)
+            rows.append(
+                {
+                    "symbol": symbol,
+                    "held": held,
+                    "open_buys": exposure.buy_open,
+                    "open_sells": exposure.sell_open,
+                    "worst_case": worst,
+                    "worst_case_quote": value,
+                    "limit": None if limits is None else limits.position_quantity_max,
+                }
+            )
+    if not rows:
         raise InvalidValue(
             "no such symbol on this desk", code="UNKNOWN_SCOPE", allowed=("desk", *service.parts.symbols)
         )
-    return schemas.Exposures(
-        quote=service.parts.quote,
-        equity=frame.equity,
-        daily_result=frame.daily_result,
-        daily_loss_max=frame.limits.daily_loss_max,
-        gross=gross_exposure(frame),
-        gross_max=frame.limits.gross_exposure_max,
-        reservations=len(frame.reservations),
-        instruments=instruments,
+    return schemas.Exposures.model_validate(
+        {
+            "quote": service.parts.quote,
+            "equity": frame.equity,
+            "daily_result": frame.daily_result,
+            "daily_loss_max": frame.limits.daily_loss_max,
+            "gross": None if unpriced else gross,
+            "gross_max": frame.limits.gross_exposure_max,
+            "net": None if unpriced else net,
+            "by_venue": by_venue,
+            "by_agent": {name: use.notional for name, use in frame.reservations.agents().items() if use.notional},
+            "reservations": len(frame.reservations),
+            "instruments": rows,
+        }
     )
 
 
-def _exposure_row(frame: Frame, instrument_id: InstrumentId) -> schemas.ExposureRow:
-    exposure, market = frame.reservations.exposure(instrument_id), frame.markets[instrument_id]
-    held = frame.portfolio.held(instrument_id)
-    worst = worst_case(held, exposure)
-    limits = frame.limits.symbols.get(instrument_id.symbol)
-    return schemas.ExposureRow(
-        symbol=instrument_id.symbol,
-        held=held,
-        open_buys=exposure.buy_open,
-        open_sells=exposure.sell_open,
-        worst_case=worst,
-        worst_case_quote=None if market.mid is None else multiply(worst, market.mid),
-        limit=None if limits is None else limits.position_quantity_max,
-    )
+_NONE: Final = Exposure()

@@ -25,6 +25,7 @@ from .journal import OPEN, RELEASE_ASKED, approved_of, policy_unit
 from .limits import Policy, RiskLimits, document_of, policy_of
 from .markets import Markets
 from .memory import Memory, rates_of
+from .numbers.desk import RiskNumbers
 from .operator_commands import OperatorCommand, OperatorCommands
 from .orders import OrderRequest, intent_of
 from .parts import ApprovalReport, CheckReport, RiskParts
@@ -61,6 +62,7 @@ class RiskService:
         self.reservations = ReservationBook()
         self.portfolio = Portfolio(parts.account_id, self.reservations, parts.quote)
         self.pulse = ExecutionPulse()
+        self.numbers = RiskNumbers(parts.closes, parts.data_of)
         self.ready = False
         self.failed = ""
         self._rows: dict[str, Row] = {}
@@ -94,6 +96,7 @@ class RiskService:
         await parts.ledger.commit(Unit(events=(EventDraft(started),)))
         await parts.ledger.commit(policy_unit(policy, is_new=is_new, now_ms=now_ms))
         self._opened = live = self._wire(policy, states, clean=clean)
+        self.numbers.restore(states)
         await live.heartbeats.beat()
         live.memory.prepare(self.portfolio, policy, parts.account_id, parts.mode)
         await live.follower.rebuild()
@@ -138,6 +141,7 @@ class RiskService:
             )
         await live.heartbeats.beat()
         await live.breaker.save()
+        await self.numbers.follow(frame, self.parts.ledger)
         await live.sign_off.settle()
         await live.follower.write()
         await live.memory.save(self.parts.ledger, self.parts.clock.now_ms())

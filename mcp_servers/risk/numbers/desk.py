@@ -111,7 +111,8 @@ class RiskNumbers:
         try:
             return await self._own.returns(horizon, assets, feed, now_ms)
         except LedgerError as error:
-            notes.append(f"the market archive does not answer ({error.code})")
+            note = f"the market archive does not answer ({error.code})"
+            notes += [] if note in notes else [note]
             return None
 
 

@@ -125,7 +125,11 @@ def _shape(book: Book) -> list[Figure]:
     shape, count = concentration(values), len(values)
     share = None if shape is None else 100 * shape.largest_share
     largest = "nothing is held" if shape is None else list(book.values)[shape.largest]
+    unknown = "something held has no fresh price" if book.equity is None else ""
     return [
+        Figure("gross", book.gross, "quote", count),
+        Figure("net", book.net, "quote", count),
+        Figure("equity", book.equity, "quote", count, note=unknown),
         Figure("concentration_hhi", None if shape is None else shape.herfindahl, "ratio", count, note="1: one asset"),
         Figure("largest_share", share, "percent", count, note=f"of gross: {largest}"),
     ]

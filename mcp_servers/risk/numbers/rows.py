@@ -18,13 +18,9 @@ _DIGITS: Final = 6
 
 def risk_row(report: Report, *, quote: str, basis: str) -> Risk:
     """Return the report as a model reads it."""
-    book = report.book
     return Risk(
         quote=quote,
         basis=basis,
-        gross=_decimal(book.gross) or Decimal(0),
-        net=_decimal(book.net) or Decimal(0),
-        equity=_decimal(book.equity),
         history=report.history,
         tails=[
             TailRow(

@@ -37,9 +37,6 @@ class Risk(Row):
 
     quote: str
     basis: str
-    gross: DecimalText
-    net: DecimalText
-    equity: DecimalText | None
     history: dict[str, str] = Field(description="What returns rest on, by horizon")
     tails: list[TailRow]
     figures: list[FigureRow]
