@@ -30,7 +30,8 @@ class Flow:
     """Quote approved within the window.
 
     Attributes:
-        turnover: both sides together.  drift: buys less sells.
+        turnover: both sides together.
+        drift: buys less sells; kept for instruments only.
     """
 
     __slots__ = ("drift", "turnover")
@@ -62,9 +63,10 @@ class ApprovedFlow:
         slices, length = self._slices, max(1, window_ms // _SLICES)
         while slices and slices[0][0] + length <= now_ms - window_ms:
             for (agent_id, instrument_id), flow in slices.popleft()[1].items():
-                for total in (self.desk, self._agents[agent_id], self._instruments[instrument_id]):
+                instrument = self._instruments[instrument_id]
+                for total in (self.desk, self._agents[agent_id], instrument):
                     total.turnover = subtract(total.turnover, flow.turnover)
-                    total.drift = subtract(total.drift, flow.drift)
+                instrument.drift = subtract(instrument.drift, flow.drift)
                 if not self._agents[agent_id].turnover:
                     del self._agents[agent_id]
 
@@ -77,14 +79,17 @@ class ApprovedFlow:
             slices.append((start, {}))
         signed = notional if side is Side.BUY else -notional
         agent_id, instrument_id = key
-        for flow in (
-            slices[-1][1].setdefault(key, Flow()),
-            self.desk,
-            self._agents.setdefault(agent_id, Flow()),
-            self._instruments.setdefault(instrument_id, Flow()),
-        ):
+        part, instrument = slices[-1][1].get(key), self._instruments.get(instrument_id)
+        if part is None:
+            part = slices[-1][1][key] = Flow()
+        if instrument is None:
+            instrument = self._instruments[instrument_id] = Flow()
+        agent = self._agents.get(agent_id)
+        if agent is None:
+            agent = self._agents[agent_id] = Flow()
+        for flow in (part, instrument, agent, self.desk):
             flow.turnover = add(flow.turnover, notional)
-            flow.drift = add(flow.drift, signed)
+        part.drift, instrument.drift = add(part.drift, signed), add(instrument.drift, signed)
 
 
 class Activity:

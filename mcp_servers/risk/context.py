@@ -122,6 +122,7 @@ class OrderContext:
         notional: quantity at ``worst``.  unit_cost: quote per base with fees.
         held: base held of the instrument.  closable: base that an order on this side could still reduce.
         reduces: whether the order can only bring the position nearer to zero.
+        own_value: worst-case quote of the instrument with this order, once a rule has asked for it.
         walked: base that the book gives inside the band, for market orders.
         limits, symbol_limits: the strictest of all scopes; ``in_force`` says where each value comes from.
         rate_ok: whether the agent, the symbol, the venue and the desk were within their rates when it was asked.
@@ -152,6 +153,7 @@ class OrderContext:
         "limits",
         "market",
         "notional",
+        "own_value",
         "quantity",
         "rate_ok",
         "reduces",
@@ -180,6 +182,7 @@ class OrderContext:
     worst: Decimal | None
     notional: Decimal | None
     unit_cost: Decimal | None
+    own_value: Decimal | None
     fee_rate: Decimal
     band_low: Decimal | None
     band_high: Decimal | None

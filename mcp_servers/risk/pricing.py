@@ -69,7 +69,7 @@ def build_context(
     c.use = reservations.agent(agent_id)
     c.rate_ok, c.duplicate_ms = rate_ok, duplicate_ms
     c.decided, c.decision_problem = decided, decision_problem
-    c.band_low = c.band_high = c.limit_price = c.worst = c.notional = c.unit_cost = c.walked = None
+    c.band_low = c.band_high = c.limit_price = c.worst = c.notional = c.unit_cost = c.walked = c.own_value = None
     c.fee_rate = ZERO
     if instrument is not None:
         _price(c, instrument)

@@ -20,6 +20,14 @@ def turnover_max(c: OrderContext) -> RuleResult:
         return c.exempt(Rule.TURNOVER_MAX)
     if c.symbol_limits is None or c.notional is None:
         return c.missing(Rule.TURNOVER_MAX, "cannot be judged without limits and a price")
+    flow, notional = c.frame.activity.flow, c.notional
+    if (
+        not c.explain
+        and add(flow.agent(c.agent_id).turnover, notional) <= c.limits.turnover_max
+        and add(flow.instrument(c.instrument_id).turnover, notional) <= c.symbol_limits.symbol_turnover_max
+        and add(flow.desk.turnover, notional) <= c.limits.desk_turnover_max
+    ):
+        return c.agree(Rule.TURNOVER_MAX, "", "", "")
     limit, before = tightest_turnover(c)
     used = add(before, c.notional)
     return c.judge(
@@ -27,9 +35,7 @@ def turnover_max(c: OrderContext) -> RuleResult:
         used <= limit,
         limit,
         used,
-        f"quote approved within {c.limits.turnover_window_ms} ms (agent, symbol and desk: the nearest limit)"
-        if c.explain or used > limit
-        else "",
+        f"quote approved within {c.limits.turnover_window_ms} ms (agent, symbol and desk: the nearest limit)",
         (limit, used),
     )
 

@@ -75,13 +75,17 @@ def concentration_max(c: OrderContext) -> RuleResult:
     limit = c.limits.concentration_pct_max
     if c.reduces or limit is None:
         return _unbounded(c, Rule.CONCENTRATION_MAX, limit)
-    price, equity = unit_value(c), c.frame.equity
-    if price is None or equity is None or equity <= 0:
+    value, equity = own_value(c), c.frame.equity
+    if value is None or equity is None or equity <= 0:
         return c.missing(Rule.CONCENTRATION_MAX, "cannot be judged: the account's worth is not known", limit)
-    share = divide(multiply(multiply(instrument_worst(c), price), _HUNDRED), equity)
+    worth = multiply(value, _HUNDRED)
+    passed = worth <= multiply(limit, equity)
+    if passed and not c.explain:
+        return c.agree(Rule.CONCENTRATION_MAX, limit, "", "")
+    share = divide(worth, equity)
     return c.judge(
         Rule.CONCENTRATION_MAX,
-        share <= limit,
+        passed,
         limit,
         share,
         "worst-case share of one asset, percent of equity",
@@ -100,10 +104,13 @@ def leverage_max(c: OrderContext) -> RuleResult:
     gross, equity = worst_gross(c), c.frame.equity
     if gross is None or equity is None or equity <= 0:
         return c.missing(Rule.LEVERAGE_MAX, "cannot be judged: the account's worth is not known", limit)
+    passed = gross <= multiply(limit, equity)
+    if passed and not c.explain:
+        return c.agree(Rule.LEVERAGE_MAX, limit, "", "")
     multiple = divide(gross, equity)
     return c.judge(
         Rule.LEVERAGE_MAX,
-        multiple <= limit,
+        passed,
         limit,
         multiple,
         "worst-case gross value in multiples of equity",
@@ -120,11 +127,15 @@ def open_orders_max(c: OrderContext) -> RuleResult:
         return c.exempt(Rule.OPEN_ORDERS_MAX)
     if c.symbol_limits is None:
         return c.missing(Rule.OPEN_ORDERS_MAX, "the symbol has no limits")
-    reservations = c.frame.reservations
+    limits, reservations = c.limits, c.frame.reservations
+    own, venue, desk = c.exposure.orders, reservations.at_venue(c.instrument_id.venue), len(reservations)
+    most = c.symbol_limits.symbol_open_orders_max, limits.venue_open_orders_max, limits.desk_open_orders_max
+    if not c.explain and own < most[0] and venue < most[1] and desk < most[2]:
+        return c.agree(Rule.OPEN_ORDERS_MAX, "", "", "")
     counts = (
-        (c.symbol_limits.symbol_open_orders_max, c.exposure.orders + 1, "in the symbol"),
-        (c.limits.venue_open_orders_max, reservations.at_venue(c.instrument_id.venue) + 1, "at the venue"),
-        (c.limits.desk_open_orders_max, len(reservations) + 1, "on the desk"),
+        (most[0], own + 1, "in the symbol"),
+        (most[1], venue + 1, "at the venue"),
+        (most[2], desk + 1, "on the desk"),
     )
     limit, count, where = min(counts, key=_left)
     return c.judge(
@@ -147,10 +158,17 @@ def unit_value(c: OrderContext) -> Decimal | None:
     return None if c.market.mid is None or c.worst is None else max(c.market.mid, c.worst)
 
 
+def own_value(c: OrderContext) -> Decimal | None:
+    """Return the worst-case value of the order's instrument with this order, quote; None without a price."""
+    if c.own_value is None and (price := unit_value(c)) is not None:  # several rules ask for it
+        c.own_value = multiply(instrument_worst(c), price)
+    return c.own_value
+
+
 def worst_gross(c: OrderContext) -> Decimal | None:
     """Return the worst-case value over all instruments with this order, quote; None when one has no price."""
-    others, price = other_exposure(c), unit_value(c)
-    return None if others is None or price is None else add(others.gross, multiply(instrument_worst(c), price))
+    others, own = other_exposure(c), own_value(c)
+    return None if others is None or own is None else add(others.gross, own)
 
 
 def worst_position(c: OrderContext) -> Decimal:
