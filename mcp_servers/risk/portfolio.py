@@ -74,6 +74,7 @@ class Portfolio:
         self.applied_seq = 0
         self.polled_ms = 0
         self.funded: dict[Currency, Decimal] = {}
+        self._beyond: tuple[int, dict[Currency, Decimal]] = (0, {})  # as of which event, and what trading changed
         self.activity = Activity()
         self.rebuilt: deque[OpenedOrder] = deque(maxlen=_REBUILT_KEPT)
         self._earned: dict[OrderId, Decimal] = {}
@@ -118,11 +119,13 @@ class Portfolio:
 
         Everything beyond what was paid in, valued now: a deposit is no profit and a withdrawal no loss.
         """
-        beyond = {
-            currency: subtract(self.book.totals.get(currency, ZERO), self.funded.get(currency, ZERO))
-            for currency in self.book.totals
-        }
-        return self._worth(beyond, marks)
+        if self._beyond[0] != self.applied_seq:
+            changes = {
+                currency: subtract(amount, self.funded.get(currency, ZERO))
+                for currency, amount in self.book.totals.items()
+            }
+            self._beyond = self.applied_seq, {currency: amount for currency, amount in changes.items() if amount}
+        return self._worth(self._beyond[1], marks)
 
     def _worth(self, amounts: Mapping[Currency, Decimal], marks: Mapping[Currency, Decimal]) -> Decimal | None:
         worth = ZERO

@@ -80,7 +80,8 @@ class RiskNumbers:
         book, notes = _book(frame, basis)
         returns = await self._returns(frame, book, history, notes)
         flattening = flatten(_holding(frame, item, market) for item, market in frame.markets.items())
-        return make_report(book, returns, flattening, self.curve.state, notes)
+        # Beside the loop, which goes on signing: what is passed is a picture of this moment.
+        return await asyncio.to_thread(make_report, book, returns, flattening, self.curve.state, notes)
 
     async def _returns(self, frame: Frame, book: Book, history: History, notes: list[str]) -> dict[str, Returns]:
         from .history import ENOUGH, HORIZONS, assumed
