@@ -121,7 +121,7 @@ async def _ask(client: Client, seconds: float, latencies_ms: list[float]) -> Non
 
 
 async def _updates(client: Client) -> int:
-    return int((await call(client, "market_get_status"))["counters"]["pipeline_updates"])
+    return int((await call(client, "market_get_status"))["counters"].get("pipeline_updates", 0))
 
 
 async def _first_book(client: Client) -> None:

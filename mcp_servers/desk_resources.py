@@ -174,8 +174,7 @@ def readable(read: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
             raise ResourceNotFoundError(f"{error} ({error.suggestion})") from error
         except TradingError as error:
             problem = problem_of(error, trace_id=None)
-            raise MCPError(
-                _UNREADABLE, problem.message, {"code": problem.code, "suggestion": problem.suggestion}
-            ) from error
+            advice = {"code": problem.code, "suggestion": problem.suggestion, "allowed": list(problem.allowed[:20])}
+            raise MCPError(_UNREADABLE, problem.message, advice) from error
 
     return wrapped

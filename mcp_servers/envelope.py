@@ -259,13 +259,18 @@ def parse_lookback(text: str) -> int:
         InvalidValue: another form, or longer than ten years.
     """
     found = _LOOKBACK.fullmatch(text)
-    span = int(found[1]) * _UNIT_MS[found[2]] if found else 0
-    if not 0 < span <= MAX_LOOKBACK_MS:
+    if found is None:
         raise InvalidValue(
             "is not a relative time",
             code="INVALID_LOOKBACK",
-            suggestion="write a whole number and a unit, for example 5d",
+            suggestion="write a whole number from 1 on and a unit, for example 5d",
             allowed=tuple(_UNIT_MS),
+        )
+    span = int(found[1]) * _UNIT_MS[found[2]]
+    if span > MAX_LOOKBACK_MS:
+        longest = f"{MAX_LOOKBACK_MS // _UNIT_MS['d']}d"
+        raise InvalidValue(
+            "is longer than ten years", code="INVALID_LOOKBACK", suggestion=f"at most {longest}", allowed=(longest,)
         )
     return span
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from itertools import count
 
 from mcp_servers.market.sources.base import Restarted, Rules, Snapshot, SourceState, SourceStatus, SourceUpdate
 from trading.adapters.market_stream import TradeUpdate
@@ -14,6 +15,7 @@ from trading.ports.clock import Clock
 from trading.testing.builders import build_instrument
 
 BTC = Symbol("BTC/USDT")
+_TRADE_IDS = count(1)
 
 
 class FakeSource:
@@ -28,7 +30,6 @@ class FakeSource:
         self._clock = clock
         self._queue: asyncio.Queue[SourceUpdate | Exception] = asyncio.Queue()
         self._status = SourceStatus(SourceState.STARTING)
-        self._trades = 0
 
     @property
     def id(self) -> InstrumentId:
@@ -47,11 +48,10 @@ class FakeSource:
         now = self._clock.now_ms()
         self.put(Snapshot(self.id, 0, [[str(mid - 1), "5"]], [[str(mid + 1), "5"]], now, now))
 
-    def trade(self, price: str = "100", quantity: str = "1") -> None:
-        """Give a trade."""
-        self._trades += 1
-        now = self._clock.now_ms()
-        self.put(TradeUpdate(self.id, f"{self.venue}-{self._trades}", price, quantity, Side.BUY, now, now))
+    def trade(self, price: str = "100", quantity: str = "1", *, trade_id: str = "") -> None:
+        """Give a trade, a new one unless its id is given."""
+        now, name = self._clock.now_ms(), trade_id or f"{self.venue}-{next(_TRADE_IDS)}"
+        self.put(TradeUpdate(self.id, name, price, quantity, Side.BUY, now, now))
 
     def disconnect(self) -> None:
         """Lose the connection; the next book brings it back."""

@@ -6,7 +6,8 @@ Rules kept here:
 - One fetch per series at a time; whoever asks meanwhile waits for it, and nobody waits longer than ``wait_s``.
 - What the venue answered is remembered. A stretch it had nothing for (an outage, nothing traded, too long ago) is asked
   for again after a day at the earliest. The newest minutes are not remembered as empty: they may be late.
-- Open, malformed and misplaced bars are dropped and counted, and their time stays unknown.
+- Open, malformed and misplaced bars are dropped and counted, and their time stays unknown. What is closed is said by
+  our clock less what it is measured to be ahead of the venue's: a bar that still grows there is never kept.
 - After a failure a venue is left alone for a while, longer each time.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from mcp_servers.market.candles import DAY_MS, MINUTE_MS
@@ -69,6 +70,7 @@ class Backfill:
         page_bars: bars asked for at once; every large venue gives this many.
         pages: pages at most for one question.
         wait_s: how long a question waits; the fetch goes on afterwards.
+        skew_ms: how far receive time runs ahead of a venue's clock; None before a measurement.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Backfill:
         page_bars: int = 300,
         pages: int = 8,
         wait_s: float = 8.0,
+        skew_ms: Callable[[str], int | None] = lambda _: None,
     ) -> None:
         self._venue = venue
         self._tables = tables
@@ -87,6 +90,7 @@ class Backfill:
         self._page_bars = page_bars
         self._pages = pages
         self._wait_s = wait_s
+        self._skew_ms = skew_ms
         self._tasks: dict[Series, asyncio.Task[str]] = {}
         self._pauses: dict[str, tuple[int, int]] = {}
         self._asked_ms: dict[Series, int] = {}
@@ -132,11 +136,14 @@ class Backfill:
     def _to_ask(self, series: Series, missing: Sequence[Span]) -> list[Span]:
         """Leave out bars that are not settled yet, and the newest minutes when they were asked for just now."""
         now_ms, interval = self._clock.now_ms(), series.interval_ms
-        latest = now_ms - _SETTLE_MS
-        if now_ms - self._asked_ms.get(series, 0) < _ASK_NEWEST_EVERY_MS:
-            latest = now_ms - _LATE_MS
+        late = _LATE_MS if now_ms - self._asked_ms.get(series, 0) < _ASK_NEWEST_EVERY_MS else _SETTLE_MS
+        latest = self._venue_now_ms(series) - late
         cut = ((start, min(end, latest - latest % interval)) for start, end in missing)
         return [span for span in cut if span[0] < span[1]]
+
+    def _venue_now_ms(self, series: Series) -> int:
+        """Return the venue's time by our clock; never later than that."""
+        return self._clock.now_ms() - max(0, self._skew_ms(series.instrument_id.venue) or 0)
 
     async def _run(self, series: Series, wanted: Sequence[Span]) -> str:
         venue = series.instrument_id.venue
@@ -200,7 +207,8 @@ class Backfill:
         spans = self._learned(series, page, good, bad, now_ms=now_ms, again=again)
         kept = [StoredCandle(candle, complete=True, source="venue") for candle in good]
         await self._tables.write(series, kept, spans, now_ms=now_ms)
-        newest = max(since, now_ms - _LATE_MS - (now_ms - _LATE_MS) % interval)
+        edge = self._venue_now_ms(series) - _LATE_MS
+        newest = max(since, edge - edge % interval)
         return [*bad, (newest, until)]
 
     def _learned(
@@ -218,7 +226,7 @@ class Backfill:
         A venue may give fewer bars than asked, at either end: what lies outside is asked for again, unless it is short.
         """
         interval, (since, until) = series.interval_ms, page
-        edge = now_ms - _LATE_MS
+        edge = self._venue_now_ms(series) - _LATE_MS
         newest = min(until, edge - edge % interval)
         empty: list[Span] = []
         known: list[Span] = []
@@ -241,7 +249,7 @@ class Backfill:
         """Return the good bars by time, and the intervals of bars that make no sense."""
         good: dict[int, Candle] = {}
         bad: list[Span] = []
-        latest = self._clock.now_ms() - series.interval_ms
+        latest = self._venue_now_ms(series) - series.interval_ms
         for candle in given:
             opened = candle.open_ts_ms
             if not page[0] <= opened < page[1] or opened > latest or opened % series.interval_ms:

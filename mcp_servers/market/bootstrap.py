@@ -27,6 +27,7 @@ from mcp_servers.market.publishing import BarsOnly, Room, SourceOpener, open_liv
 from mcp_servers.market.quality import QualityJudge
 from mcp_servers.market.service import MarketService
 from mcp_servers.market.settings import MarketSettings
+from mcp_servers.market.spans import Watch
 from mcp_servers.market.standing import Standing
 from mcp_servers.market.venues import VenueBoard
 from trading.adapters.clock import SystemClock
@@ -40,6 +41,7 @@ from trading.adapters.market_stream import (
     Subscription,
     create_feed_key,
 )
+from trading.domain.instruments import InstrumentId
 from trading.domain.market_data import Feed, TradePrint
 from trading.domain.proposals import Mode
 from trading.ports.clock import Clock
@@ -125,7 +127,8 @@ async def _follow(room: Room) -> AsyncGenerator[MarketService]:
         trades = view.subscribe_trades()
         service = _service(room, view, parts)
         board = service.prices.board
-        jobs = (lambda: _count(trades, room.candles), lambda: _take_over(room, board, parts), board.run)
+        watch = parts.history.watch
+        jobs = (lambda: _count(view, trades, room.candles, watch), lambda: _take_over(room, board, parts), board.run)
         async with watched(jobs, room.on_failure):
             await view.ready()
             yield service
@@ -137,7 +140,7 @@ async def _take_over(room: Room, board: VenueBoard, parts: Parts) -> None:
         await asyncio.sleep(_TAKE_OVER_S)
     _log.warning("the process that published market data is gone; publishing in its place")
     async with (
-        keeping(room, parts.time, None, publishing=True) as history,
+        keeping(room, parts.time, None, publishing=True, watch=parts.history.watch) as history,
         writing(room, history) as sinks,
         publishing(room, board, BarsOnly(room.candles), sinks, partial(_introduce, parts, history)),
     ):
@@ -148,9 +151,21 @@ def _introduce(parts: Parts, history: HistoryParts, events: MarketEvents) -> Non
     introduce(events, parts.cache, history)
 
 
-async def _count(trades: Subscription[TradePrint], candles: CandleStore) -> None:
+async def _count(view: MarketStreamView, trades: Subscription[TradePrint], candles: CandleStore, watch: Watch) -> None:
+    """Count the trades of the streams, and note where some may be missing."""
+    counted: dict[InstrumentId, int] = {}
+    losses = (view.reconnects, trades.overruns)
     async for trade in trades:
-        candles.add(trade.instrument_id, trade.venue_ts_ms, trade.price, trade.quantity)
+        key = trade.instrument_id
+        if losses != (found := (view.reconnects, trades.overruns)):
+            losses = found
+            for each in counted:
+                watch.interrupted(each)
+        if key in counted and view.begun_anew(key, counted[key], trade.sequence):
+            watch.interrupted(key)
+        counted[key] = trade.sequence
+        candles.add(key, trade.venue_ts_ms, trade.price, trade.quantity)
+        watch.resumed(key, trade.venue_ts_ms)
 
 
 def _service(room: Room, feed: MarketFeed, parts: Parts) -> MarketService:
@@ -173,6 +188,7 @@ def _service(room: Room, feed: MarketFeed, parts: Parts) -> MarketService:
         history=parts.history.history,
         health=standing.health,
         onchain=parts.onchain,
+        news=parts.news,
         overlay=parts.overlay,
         reference=parts.reference,
     )

@@ -44,6 +44,8 @@ class _Bar:
     close: Decimal
     volume: Decimal
     trades: int
+    first_ms: int = 0  # of the trades that made open and close
+    last_ms: int = 0
 
     def merge(self, later: _Bar) -> None:
         """Take in a bar that comes after this one."""
@@ -82,15 +84,18 @@ class _Series:
                 bar.high = price
             elif price < bar.low:
                 bar.low = price
-            bar.close = price
+            if ts_ms >= bar.last_ms:
+                bar.close, bar.last_ms = price, ts_ms
+            elif ts_ms < bar.first_ms:  # told late: it opens the bar, and must not close it
+                bar.open, bar.first_ms = price, ts_ms
             bar.volume = add(bar.volume, quantity)
             bar.trades += 1
             return
         if start < self._newest:  # late by more than an interval: keep the order of the series
-            self.bars[start] = _Bar(price, price, price, price, quantity, 1)
+            self.bars[start] = _Bar(price, price, price, price, quantity, 1, ts_ms, ts_ms)
             self.bars = dict(sorted(self.bars.items()))
         else:
-            self.bars[start] = _Bar(price, price, price, price, quantity, 1)
+            self.bars[start] = _Bar(price, price, price, price, quantity, 1, ts_ms, ts_ms)
             self._newest = start
         if len(self.bars) > self._kept:
             del self.bars[next(iter(self.bars))]

@@ -134,7 +134,8 @@ def estimate(outlets: Sequence[Outlet], side: Side, quantity: Decimal) -> FillEs
 
     Args:
         outlets: usable books of one symbol; at least one.
-        quantity: base, > 0; cut to the finest step of the outlets, and beyond that to each venue's own.
+        quantity: base, > 0; cut to the finest step of the outlets, and beyond that to each venue's own step and
+            largest order; what one order cannot be stays unfilled.
 
     Raises:
         InvalidValue: less than the least that any of the venues takes.
@@ -231,7 +232,7 @@ def _shares(
     remaining = quantity
     for offer in offers:
         if offer.outlet in active and remaining > 0:
-            taken = min(remaining, offer.quantity)
+            taken = _at_most(outlets[offer.outlet], shares[offer.outlet], min(remaining, offer.quantity))
             shares[offer.outlet] = add(shares[offer.outlet], taken)
             remaining = subtract(remaining, taken)
     shares = {index: outlets[index].instrument.quantity_floor(share) for index, share in shares.items()}
@@ -242,10 +243,17 @@ def _shares(
             continue
         reached[offer.outlet] = add(reached[offer.outlet], offer.quantity)
         room = min(left, subtract(reached[offer.outlet], shares[offer.outlet]))
+        room = _at_most(outlets[offer.outlet], shares[offer.outlet], room)
         more = outlets[offer.outlet].instrument.quantity_floor(room)
         shares[offer.outlet] = add(shares[offer.outlet], more)
         left = subtract(left, more)
     return {index: share for index, share in shares.items() if share}
+
+
+def _at_most(outlet: Outlet, share: Decimal, more: Decimal) -> Decimal:
+    """Return how much of ``more`` a share may grow by before the venue would refuse the order as too large."""
+    limit = outlet.instrument.quantity_max
+    return more if limit is None else min(more, max(ZERO, subtract(limit, share)))
 
 
 def _takes(outlet: Outlet, side: Side, quantity: Decimal) -> bool:
@@ -260,7 +268,7 @@ def _filled(
     assumed = False
     for index, share in shares.items():
         outlet = outlets[index]
-        quantity = outlet.instrument.quantity_floor(share)
+        quantity = outlet.instrument.quantity_floor(_at_most(outlet, ZERO, share))
         if not _takes(outlet, side, quantity):
             return None
         walked = walk_levels(_levels(outlet, side), side, quantity)

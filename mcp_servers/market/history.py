@@ -201,12 +201,13 @@ class History:
     def _watched(self, question: _Question, interval: int) -> list[Span]:
         """Return the stretches that were seen whole and whose bars are still in memory.
 
-        A feed that is at most ten seconds behind the asked moment counts as being there: a quiet market says nothing.
+        A feed that is at most ten seconds behind the asked moment counts as being there, unless it is interrupted: a
+        quiet market says nothing.
         """
         key, end = question.instrument_id, question.end_ms
         kept_from = self._candles.bars_from_ms(key, interval)
         spans = join((max(start, kept_from), until) for start, until in self._watch.spans(key))
-        if spans and spans[-1][1] < end <= spans[-1][1] + _QUIET_MS:
+        if spans and spans[-1][1] < end <= spans[-1][1] + _QUIET_MS and not self._watch.is_broken(key):
             spans[-1] = (spans[-1][0], end)
         return spans
 

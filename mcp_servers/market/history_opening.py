@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -62,6 +62,8 @@ async def open_history(
     feed: Feed,
     publishing: bool,
     venue: VenueCandles | None = None,
+    watch: Watch | None = None,
+    skew_ms: Callable[[str], int | None] = lambda _: None,
 ) -> AsyncGenerator[HistoryParts]:
     """Open history for the length of an ``async with`` block; the archive writes meanwhile.
 
@@ -73,15 +75,17 @@ async def open_history(
         time: the market's present.
         publishing: whether this process writes; a follower reads the archive and keeps what it fetches to itself.
         venue: asked for what nobody has seen; None in a replay, or when it must not be asked.
+        watch: knows what this process missed so far; a new one unless given.
+        skew_ms: how far receive time runs ahead of a venue's clock, None before a measurement.
     """
     async with AsyncExitStack() as stack:
         shared = await _open_shared(stack, location, write=publishing)
         own = shared
         if own is None or not own.writable:
             own = await stack.enter_async_context(open_candles_in_memory())
-        watch = Watch(candles)
+        watch = watch or Watch(candles)
         archive = CandleArchive(own, candles, watch, clock, feed=feed) if publishing else None
-        backfill = Backfill(venue, own, clock) if venue is not None else None
+        backfill = Backfill(venue, own, clock, skew_ms=skew_ms) if venue is not None else None
         shelves = (own,) if shared is None or shared is own else (shared, own)
         history = History(candles, time=time, watch=watch, feed=feed, shelves=shelves, backfill=backfill)
         if archive is not None:

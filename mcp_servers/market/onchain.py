@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
+from mcp_servers.market.not_configured import NotConfigured
 from mcp_servers.market.pool_quotes import Order, PoolQuote, PoolQuoter, SideName, Unit
 from mcp_servers.market.settings import ChainSettings
 from mcp_servers.tool_errors import did_you_mean
@@ -34,13 +35,9 @@ from trading.ports.clock import Clock
 _MOST_POOLS: Final = 4
 #: Producers may be ahead of us by this much, as nodes accept it.
 _AHEAD_MS: Final = 15_000
-_SETTINGS: Final = "the owner of the desk sets rpc_url and pools under [market.chain]"
-
-
-class NotConfigured(TradingError):
-    """The desk has no such source; nothing was asked."""
-
-    code = "NOT_CONFIGURED"
+_SETTINGS: Final = (
+    "the owner of the desk sets rpc_url and pools under [market.chain]; a replay has none, today lies ahead of it"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

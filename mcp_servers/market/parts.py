@@ -20,10 +20,13 @@ from mcp_servers.market.chart.overlay import Overlay, ReplayPace, open_overlay
 from mcp_servers.market.history_opening import HistoryParts, open_history
 from mcp_servers.market.market_events import MarketEvents
 from mcp_servers.market.market_time import MarketTime
+from mcp_servers.market.news.collection import News, open_news
 from mcp_servers.market.onchain import OnChain
 from mcp_servers.market.pipeline import MarketSink
 from mcp_servers.market.publishing import Room
 from mcp_servers.market.reference import Reference
+from mcp_servers.market.settings import ChainSettings, NewsSettings
+from mcp_servers.market.spans import Watch
 from mcp_servers.market.timeseries import TimeSeries
 from trading.domain.market_data import Candle, Feed
 from trading.domain.money import plain
@@ -44,6 +47,7 @@ class Parts:
     history: HistoryParts
     reference: Reference | None
     onchain: OnChain
+    news: News
     overlay: Overlay
 
     def counters(self) -> dict[str, int]:
@@ -73,18 +77,21 @@ async def open_parts(room: Room, *, publishing: bool) -> AsyncGenerator[Parts]:
             stack.push_async_callback(reference.aclose)
         time = MarketTime(room.candles, clock=clock if is_live else None)
         history = await stack.enter_async_context(keeping(room, time, reference, publishing=publishing))
-        onchain = OnChain(market.chain, clock)
+        # What a chain or a newspaper says today lies ahead of every recording.
+        onchain = OnChain(market.chain if is_live else ChainSettings(), clock)
+        news = open_news(market.news if is_live else NewsSettings(), market.cache, clock, cache=cache)
+        stack.push_async_callback(news.close)
         stack.push_async_callback(onchain.close)
         pace = None if is_live else ReplayPace(market.speed, clock.now_ms())
         overlay = await stack.enter_async_context(open_overlay(room.desk, replay=pace))
-        yield Parts(cache, time, history, reference, onchain, overlay)
+        yield Parts(cache, time, history, reference, onchain, news, overlay)
 
 
 @asynccontextmanager
 async def keeping(
-    room: Room, time: MarketTime, reference: Reference | None, *, publishing: bool
+    room: Room, time: MarketTime, reference: Reference | None, *, publishing: bool, watch: Watch | None = None
 ) -> AsyncGenerator[HistoryParts]:
-    """Open history alone; a follower that becomes the publisher opens it once more, to write."""
+    """Open history alone; a follower that becomes the publisher opens it once more, to write, and watches on."""
     from trading.adapters.sql import LedgerLocation  # SQLAlchemy takes a quarter of a second
 
     async with open_history(
@@ -95,6 +102,8 @@ async def keeping(
         feed=room.feed,
         publishing=publishing,
         venue=reference if room.market.backfill else None,
+        watch=watch,
+        skew_ms=room.judge.skew_ms,
     ) as history:
         yield history
 

@@ -6,6 +6,8 @@ Rules kept here:
   is published without news: a source that falls silent lets its books age.
 - A book that cannot be believed (gap, crossed, restart, outlier) is replaced by an empty one at once.
 - A malformed update is counted and dropped; what it would have changed shows as a gap.
+- Time on a venue's clock moves by believable times only: one trade stamped in another unit would otherwise close every
+  candle to come, or make the whole past look watched.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from trading.domain.market_data import Candle
 from trading.ports.clock import Clock
 
 BOOK_INTERVAL_MS: Final = 50
+_AHEAD_MS: Final = 60_000  # a venue's time may be this much later than its arrival
+_BEHIND_MS: Final = 30 * 86_400_000  # the last trades of a quiet market, told on connecting, may be this old
 
 
 class MarketSink(Protocol):
@@ -224,6 +228,8 @@ class MarketPipeline:
 
     def _trade(self, update: TradeUpdate) -> None:
         self.counters["trades"] += 1
+        if not _is_believable(update.venue_ts_ms, update.received_ts_ms):
+            raise InvalidValue("a trade of another time", code="MALFORMED")
         price, quantity = Decimal(update.price), Decimal(update.quantity)
         self._candles.add(update.instrument_id, update.venue_ts_ms, price, quantity)
         if not self._source.catching_up:
@@ -236,7 +242,8 @@ class MarketPipeline:
         """Publish now if the best levels or the state changed or 50 ms have passed, else leave it to the timer."""
         if venue_ts_ms:  # quotes carry no venue time: theirs is that of the newest difference
             tracked.venue_ts_ms = venue_ts_ms
-            self._candles.advance(instrument_id, venue_ts_ms)
+            if _is_believable(venue_ts_ms, received_ts_ms):
+                self._candles.advance(instrument_id, venue_ts_ms)
         tracked.received_ts_ms = received_ts_ms
         if self._source.catching_up:
             return
@@ -276,3 +283,7 @@ class MarketPipeline:
     def _tell(self, event_type: str, instrument_id: InstrumentId, **more: object) -> None:
         if self._events is not None:
             self._events.publish(event_type, {"venue": instrument_id.venue, "symbol": instrument_id.symbol, **more})
+
+
+def _is_believable(venue_ts_ms: int, received_ts_ms: int) -> bool:
+    return -_BEHIND_MS <= venue_ts_ms - received_ts_ms <= _AHEAD_MS

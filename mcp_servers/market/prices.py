@@ -26,7 +26,7 @@ from trading.adapters.market_stream import InstrumentStatus, MarketFeed, Subscri
 from trading.domain.errors import InvalidValue, StaleData, Unavailable, UnknownInstrument
 from trading.domain.identifiers import Symbol, Venue
 from trading.domain.instruments import Instrument, InstrumentId
-from trading.domain.market_data import OrderBook, Side, TradePrint, WalkedBook
+from trading.domain.market_data import Feed, OrderBook, Side, TradePrint, WalkedBook
 from trading.domain.money import ZERO, difference_bps, divide, multiply, quantize_nearest, subtract
 from trading.ports.clock import Clock
 
@@ -153,10 +153,13 @@ class Prices:
         if venue in self._aliases:
             return Choice(self.venue)
         if venue not in self.venues:
+            allowed = tuple(sorted({*self.venues, *self._aliases}))
+            near = did_you_mean(venue, allowed, limit=1)
             raise InvalidValue(
-                "this desk has no market data of that venue",
+                f"there is no venue {venue[:64]!r} in this desk's market data",
                 code="UNKNOWN_VENUE",
-                allowed=tuple(sorted({*self.venues, *self._aliases})),
+                suggestion=f"did you mean {near[0]}?" if near else "name one of the allowed, or leave venue out",
+                allowed=allowed,
             )
         return Choice(Venue(venue))
 
@@ -268,8 +271,14 @@ class Prices:
         return self._judge.judge(book, state=None).age_ms
 
     def trade_age_ms(self, trade: TradePrint) -> int:
-        """Return milliseconds since the trade was published."""
-        return max(0, self._clock.now_ms() - trade.published_ts_ms)
+        """Return milliseconds since the trade was published, or by the venue's clock when that is more (live).
+
+        A venue repeats its last trades to whoever connects, in a quiet market hours after they were made.
+        """
+        age_ms = max(0, self._clock.now_ms() - trade.published_ts_ms)
+        if trade.feed is not Feed.LIVE:
+            return age_ms
+        return max(age_ms, self._judge.venue_age_ms(trade.instrument_id.venue, trade.venue_ts_ms))
 
     def is_stale(self, book: OrderBook) -> bool:
         """Return whether no order may be priced from this book; ``judged`` says why."""

@@ -105,7 +105,7 @@ async def publishing(
         feeds = await _open_feeds(room, candles, sinks, publisher, events)
         room.standing.publishes(publisher, feeds, events)
         board.events = events
-        async with watched(feeds.jobs, room.on_failure):
+        async with watched((*feeds.jobs, publisher.watch), room.on_failure):
             yield
         if (position := feeds.primary.source.fresh_start()) is not None:
             publisher.set_position(position)

@@ -247,7 +247,7 @@ class QualityJudge:
         if book.published_ts_ms > now_ms + self._max_skew:
             found.add(Mark.FROM_FUTURE)
         if book.feed is Feed.LIVE and book.venue_ts_ms:
-            age_ms = max(age_ms, self._venue_age_ms(book, now_ms, skew_ms))
+            age_ms = max(age_ms, self.venue_age_ms(venue, book.venue_ts_ms))
             if skew_ms is not None and abs(skew_ms) > self._max_skew:
                 found.add(Mark.CLOCK_SKEW)
             if book.venue_ts_ms + (skew_ms or 0) > book.received_ts_ms + self._max_skew:
@@ -265,6 +265,12 @@ class QualityJudge:
         skew = self._skews.get(Venue(venue))
         return None if skew is None else skew.value
 
+    def venue_age_ms(self, venue: str, venue_ts_ms: int) -> int:
+        """Return how long ago a venue's time was; without a measurement the tolerated skew is allowed for."""
+        known = self.skew_ms(venue)
+        skew = self._max_skew if known is None else max(-self._max_skew, min(known, self._max_skew))
+        return max(0, self._clock.now_ms() - venue_ts_ms - skew)
+
     def reference_mid(self, symbol: str, excluding: str | None = None) -> Decimal | None:
         """Return the median of the fresh accepted mids of a symbol, without one venue's; None when there are none."""
         venues = self._symbols.get(Symbol(symbol), {})
@@ -274,11 +280,6 @@ class QualityJudge:
             for venue, series in venues.items()
             if venue != excluding and series.mid and not series.outlier and newest_ms - series.mid_ms <= self._max_age
         )
-
-    def _venue_age_ms(self, book: OrderBook, now_ms: int, skew_ms: int | None) -> int:
-        """Return the age by the venue's clock; without a measurement the tolerated skew is allowed for."""
-        skew = self._max_skew if skew_ms is None else max(-self._max_skew, min(skew_ms, self._max_skew))
-        return max(0, now_ms - book.venue_ts_ms - skew)
 
     def _is_outlier(self, series: _Series, venues: dict[Venue, _Series], mid: float, now_ms: int) -> bool:
         bps, sigmas = self._bps, self._sigmas

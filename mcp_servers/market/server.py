@@ -14,7 +14,7 @@ from mcp_servers.market.bootstrap import open_market
 from mcp_servers.market.chart.app import chart_page
 from mcp_servers.market.service import MarketService
 from mcp_servers.market.settings import MarketSettings, check_allowed, load_market_settings
-from mcp_servers.market.tools import analysis, candles, chart, instruments, onchain, prices, status
+from mcp_servers.market.tools import analysis, candles, chart, instruments, news, onchain, prices, status
 from trading.adapters.config import load_settings
 
 _INSTRUCTIONS: Final = """
@@ -65,7 +65,7 @@ def register(server: DeskServer[MarketService]) -> None:
     """Add the market tools to a server."""
     kind = partial(tool_kind, server, read_only=True, destructive=False, idempotent=True, scope="market:read")
     desk, world = kind(open_world=False), kind(open_world=True)
-    for group in (prices, chart, analysis, status):
+    for group in (prices, status):
         group.register(desk)
-    for group in (candles, instruments, onchain):
+    for group in (candles, analysis, chart, instruments, onchain, news):  # these may ask a venue or a node
         group.register(world)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mcp_servers.market.chart.overlay import Overlay
 from mcp_servers.market.health import Health
 from mcp_servers.market.history import History
+from mcp_servers.market.news.collection import News
 from mcp_servers.market.onchain import OnChain
 from mcp_servers.market.prices import Prices
 from mcp_servers.market.reference import Reference
@@ -24,6 +25,7 @@ class MarketService:
         history: candles.
         health: what to report of source and bus.
         onchain: the configured pools.
+        news: the configured feeds.
         overlay: the desk's own orders and fills.
         reference: asks the venues; None in a replay, which has no network.
     """
@@ -32,6 +34,7 @@ class MarketService:
     history: History
     health: Callable[[], Health]
     onchain: OnChain
+    news: News
     overlay: Overlay
     reference: Reference | None = None
 

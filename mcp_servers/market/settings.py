@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 
+from mcp_servers.tool_errors import did_you_mean
 from trading.adapters.config import DeskHome, DeskSettings, SectionModel, default_home, load_section, read_config
 from trading.domain.errors import ConfigurationError
 from trading.domain.proposals import Mode
@@ -153,26 +155,64 @@ def load_addresses(venue: str) -> VenueAddresses:
     """Read a venue's addresses from the config file.
 
     Raises:
-        ConfigurationError: an address of another form, or unencrypted to another machine.
+        ConfigurationError: an unknown key, an address of another form, or unencrypted to another machine.
     """
-    venues: Any = read_config(DeskHome(default_home()).config_file).get("venues", {})
-    table: Any = cast("Mapping[str, Any]", venues).get(venue, {}) if isinstance(venues, Mapping) else {}
-    fields: dict[str, Any] = {name: table[name] for name in ("rest_url", "ws_url") if name in table}
-    for name, url in fields.items():
-        parts = urlsplit(str(url))
+    table = _venue_tables().get(venue, {})
+    try:
+        addresses = VenueAddresses.model_validate(table)
+    except ValidationError as error:
+        key = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ConfigurationError(
+            f"[venues.{venue}] {key} is not understood", suggestion="give rest_url or ws_url, an address each"
+        ) from error
+    for name, url in (("rest_url", addresses.rest_url), ("ws_url", addresses.ws_url)):
+        parts = urlsplit(url or "https:")
         if parts.scheme not in ("https", "wss") and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
             raise ConfigurationError(f"[venues.{venue}] {name} must be https or wss unless it is on this machine")
-    return VenueAddresses(**fields)
+    return addresses
+
+
+def _venue_tables() -> Mapping[str, Any]:
+    tables: Any = read_config(DeskHome(default_home()).config_file).get("venues", {})
+    return cast("Mapping[str, Any]", tables) if isinstance(tables, Mapping) else {}
 
 
 def check_allowed(desk: DeskSettings, market: MarketSettings) -> None:
-    """Refuse a market that the desk's mode must not trade on.
+    """Refuse a venue that nobody can read, and a market that the desk's mode must not trade on.
 
     Raises:
-        ConfigurationError: testnet or live with anything but live data.
+        ConfigurationError: UNKNOWN_VENUE, with the nearest names; or testnet or live with anything but live data.
     """
+    if market.source == "live":
+        # A misspelt table of addresses would leave its venue at its real ones.
+        for venue in (desk.market_venue, *market.venues, *_venue_tables()):
+            _check_known(venue)
     if desk.mode is not Mode.PAPER and market.source != "live":
         raise ConfigurationError(
             f"mode {desk.mode.value} accepts live market data only",
             suggestion='set source = "live" in [market], or mode = "paper"',
         )
+
+
+def _check_known(venue: str) -> None:
+    known = live_venues()
+    if venue in known:
+        return
+    near = did_you_mean(venue, known)
+    raise ConfigurationError(
+        f"there is no live market data of a venue {venue[:40]!r}",
+        code="UNKNOWN_VENUE",
+        suggestion=f"did you mean {near[0]}?" if near else "name it as ccxt does, such as binance, coinbase or kraken",
+        allowed=near,
+    )
+
+
+def live_venues() -> tuple[str, ...]:
+    """Return the venues with public streams by ccxt's ids, in order.
+
+    They are read from the names of its files: importing it takes a second.
+    """
+    found = find_spec("ccxt")
+    folders = found.submodule_search_locations or () if found is not None else ()
+    names = {path.stem for folder in folders for path in (Path(folder) / "pro").glob("*.py")}
+    return tuple(sorted(names - {"__init__"}))

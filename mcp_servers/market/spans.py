@@ -11,14 +11,12 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from mcp_servers.market.candles import CandleStore
-from trading.adapters.market_wire import BookUpdate, TradeUpdate
+from trading.adapters.market_wire import BEGUN_ANEW, BookUpdate, TradeUpdate
 from trading.domain.instruments import Instrument, InstrumentId
 
 Span = tuple[int, int]
 
 _BREAKS_KEPT: Final = 256
-#: The state of a book whose stream has just begun anew; what was traded meanwhile is unknown.
-_BEGUN_ANEW: Final = "resync"
 
 
 def join(spans: Iterable[Span]) -> list[Span]:
@@ -79,12 +77,11 @@ class Watch:
 
     def publish_trade(self, update: TradeUpdate) -> None:
         """Note that trades flow again."""
-        if self._broken_at:
-            self._resumed(update.instrument_id, update.venue_ts_ms)
+        self.resumed(update.instrument_id, update.venue_ts_ms)
 
     def publish_book(self, update: BookUpdate) -> None:
         """Note a break when the stream has begun anew."""
-        if update.state == _BEGUN_ANEW:
+        if update.state == BEGUN_ANEW:
             self.interrupted(update.instrument_id)
 
     def interrupted(self, instrument_id: InstrumentId) -> None:
@@ -92,6 +89,18 @@ class Watch:
         at = self._candles.now_ms(instrument_id)
         if at:
             self._broken_at.setdefault(instrument_id, at)
+
+    def resumed(self, instrument_id: InstrumentId, ts_ms: int) -> None:
+        """Note that trades flow again from a venue time on."""
+        if not self._broken_at:
+            return
+        begun = self._broken_at.pop(instrument_id, None)
+        if begun is not None and ts_ms > begun:
+            self._breaks.setdefault(instrument_id, deque(maxlen=_BREAKS_KEPT)).append((begun, ts_ms))
+
+    def is_broken(self, instrument_id: InstrumentId) -> bool:
+        """Return whether trades may be missed now."""
+        return instrument_id in self._broken_at
 
     def spans(self, instrument_id: InstrumentId) -> list[Span]:
         """Return the watched stretches up to the newest venue time, at most the last 256 breaks apart."""
@@ -105,8 +114,3 @@ class Watch:
             start = ended
         spans.append((start, self._broken_at.get(instrument_id, now)))
         return [span for span in spans if span[0] < span[1]]
-
-    def _resumed(self, instrument_id: InstrumentId, ts_ms: int) -> None:
-        begun = self._broken_at.pop(instrument_id, None)
-        if begun is not None and ts_ms > begun:
-            self._breaks.setdefault(instrument_id, deque(maxlen=_BREAKS_KEPT)).append((begun, ts_ms))

@@ -1,4 +1,4 @@
-"""Finds instruments by what people write: ``BTCUSDT``, ``btc-usd``, ``XBT``, half a name."""
+"""Finds instruments by what people write: ``BTCUSDT``, ``btc-usd``, ``XBT``, ``bitcoin``, half a name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,21 @@ from trading.domain.instruments import Instrument, InstrumentId
 
 #: Kraken's old names.
 _RENAMED: Final = {"XBT": "BTC", "XDG": "DOGE"}
+#: What people call the assets that they ask for most; venues give no names.
+_CALLED: Final = {
+    "BITCOIN": "BTC",
+    "ETHER": "ETH",
+    "ETHEREUM": "ETH",
+    "SOLANA": "SOL",
+    "RIPPLE": "XRP",
+    "CARDANO": "ADA",
+    "DOGECOIN": "DOGE",
+    "LITECOIN": "LTC",
+    "POLKADOT": "DOT",
+    "CHAINLINK": "LINK",
+    "AVALANCHE": "AVAX",
+    "TETHER": "USDT",
+}
 #: What most people mean when they name no quote.
 _QUOTES: Final = ("USDT", "USD", "USDC", "EUR", "BTC")
 
@@ -35,6 +50,7 @@ def search(query: str, instruments: Iterable[Instrument], *, first: frozenset[In
         first: preferred among equally good matches, such as those with a live feed.
     """
     wanted = compact(query)
+    wanted = _CALLED.get(wanted, wanted)
     if query and not wanted:
         return []
 

@@ -284,7 +284,7 @@ async def test_a_process_that_has_loaded_the_library_survives_deeply_nested_inpu
 async def test_questions_at_once_are_bounded() -> None:
     node = FakeNode(hang=asyncio.Event())
     async with fake(node) as (client, _):
-        client._checked = True  # pyright: ignore[reportPrivateUsage]  the chain's id would be asked for first
+        client._checked = True  # the chain's id would be asked for first
         asking = [asyncio.create_task(number(client)) for _ in range(40)]
         async with asyncio.timeout(5):
             while len(node.asked) < 8:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests.chain_support import CHAIN_ID, E6, E18, World
+from tests.chain_support import CHAIN_ID, E6, E18, NOBODY, World, calldata
 from trading.adapters.chain import uniswap_v2, uniswap_v3
 from trading.adapters.chain.client import ChainClient
 from trading.adapters.chain.errors import BadContract
@@ -238,8 +239,6 @@ async def test_a_swap_that_ends_on_a_tick_starts_the_next_one_right(client: Chai
     limit = uniswap_v3.sqrt_ratio_at(low)
     given = (uniswap.weth, uniswap.usdc, 3_000, uniswap.node.me, 2**40, 10**6 * E18 // 2, 0, limit)
     uniswap.approve(uniswap.weth, uniswap.v3_router)
-    from tests.chain_support import calldata
-
     uniswap.node.send(uniswap.v3_router, calldata(f"exactInputSingle({kinds})", given))
     assert uniswap.slot0(uniswap.v3_pool)[:2] == (limit, low - 1)
     for zero_for_one, amount in ((True, E18), (False, 2_000 * E6)):
@@ -262,6 +261,25 @@ async def test_a_quoter_of_another_factory_is_not_believed(client: ChainClient, 
     for wrong in (uniswap.v2_router, uniswap.usdc, "0x00000000000000000000000000000000000000AA"):
         found = await at_head(client, v3_quote(pool, E18, zero_for_one=True, quoter=wrong))
         assert found.method == "tick-walk"
+
+
+async def test_a_quoter_that_would_answer_for_another_factorys_pool_is_not_asked(
+    client: ChainClient, uniswap: World
+) -> None:
+    factory = uniswap.node.deploy("v3_factory")
+    kinds, given = ["address", "address", "address"], (factory, uniswap.weth, NOBODY)
+    other = replace(
+        uniswap,
+        v3_factory=factory,
+        positions=uniswap.node.deploy("positions", kinds, *given),
+        quoter=uniswap.node.deploy("quoter", kinds[:2], *given[:2]),
+    )
+    other.create_v3(uniswap.weth, uniswap.usdc, 3_000, E18, 9_000 * E6)  # the same tokens and fee at another price
+    other.mint_v3(uniswap.weth, uniswap.usdc, 3_000, -887_220, 887_220, 100 * E18, 900_000 * E6)
+    pool = await pool_at(client, uniswap.v3_pool)
+    found = await at_head(client, v3_quote(pool, E18, zero_for_one=True, quoter=other.quoter))
+    assert found.method == "tick-walk"
+    assert found.amount_out == uniswap.swap_v3(uniswap.weth, uniswap.usdc, E18)
 
 
 async def v3_twap(client: ChainClient, pool: Pool, window_s: int) -> uniswap_v2.Twap:

@@ -390,6 +390,35 @@ async def test_only_the_host_is_listened_to(host: AppHost, room: ChartRoom) -> N
         await host.until("failed")  # the same words from the host are believed
 
 
+async def test_an_average_is_not_drawn_across_a_gap_and_narrow_charts_have_times(host: AppHost, tmp_path: Path) -> None:
+    async with ChartRoom(tmp_path, now_ms=NOW) as room, hosted(host, room, width=340):
+        room.walk(20)
+        room.walk(25, start=35)
+        room.book(60240)
+        await host.show({**ASKED, "ema": [2]})
+        await host.until("ready")
+        await pixels(host, UP)
+        await host.frame.evaluate(
+            """() => {
+              const pen = CanvasRenderingContext2D.prototype, { moveTo, lineTo, fillText } = pen;
+              const seen = window.drawn = { steps: [], texts: [] };
+              let last = null;
+              pen.moveTo = function (x, y) { last = x; moveTo.call(this, x, y); };
+              pen.lineTo = function (x, y) {
+                if (this.lineWidth === 1.5 && this.strokeStyle === "#3d3d3d") seen.steps.push(x - last);
+                last = x;
+                lineTo.call(this, x, y);
+              };
+              pen.fillText = function (text, ...where) { seen.texts.push(text); fillText.call(this, text, ...where); };
+            }"""
+        )
+        await host.frame.press("#chart", "0")
+        await host.frame.wait_for_function("() => drawn.steps.length > 30")
+        drawn = await host.frame.evaluate("() => drawn")
+        assert max(drawn["steps"]) < 10  # pixels; the gap is fifteen candles of four
+        assert "00:30" in drawn["texts"]
+
+
 async def test_a_narrow_chat_and_an_empty_history_have_a_page_too(host: AppHost, tmp_path: Path) -> None:
     async with ChartRoom(tmp_path, now_ms=NOW) as room, hosted(host, room, width=340):
         await host.show(ASKED)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mcp_servers.envelope import timestamp
 from mcp_servers.hosting import DeskServer, ToolFailure, build_server, call_reply, open_client, tool_kind
 from mcp_servers.market.candles import CandleStore
 from mcp_servers.market.health import FeedHealth
@@ -124,7 +125,8 @@ async def test_the_tools_keep_the_conventions_and_their_part_of_the_budget(marke
 
 async def test_a_ticker_says_when_and_where_it_is_from(ask: Asker, market: ThreeVenues) -> None:
     market.usual()
-    market.feed.publish_trade(TradeUpdate(InstrumentId(VENUES[0], SYMBOL), "1", "101", "1", Side.BUY, 5, 6))
+    at = market.clock.now_ms()
+    market.feed.publish_trade(TradeUpdate(InstrumentId(VENUES[0], SYMBOL), "1", "101", "1", Side.BUY, at - 20, at))
     market.clock.advance(250)
     reply = await ask.reply("get_tickers", symbols=["BTC/USDT"])
     row, now = reply["data"]["tickers"][0], market.clock.now_ms()
@@ -132,6 +134,35 @@ async def test_a_ticker_says_when_and_where_it_is_from(ask: Asker, market: Three
     assert (row["venue_ts_ms"], row["received_ts_ms"]) == (now - 270, now - 250)
     assert (row["age_ms"], row["last_age_ms"], row["source"], row["marks"]) == (250, 250, "live", [])
     assert (row["stale"], row["failed_over_from"], reply["meta"]["age_ms"]) == (False, None, 250)
+
+
+async def test_a_last_price_is_as_old_as_its_trade_however_late_it_was_told(ask: Asker, market: ThreeVenues) -> None:
+    market.usual()
+    now = market.clock.now_ms()
+    told = TradeUpdate(InstrumentId(VENUES[0], SYMBOL), "1", "90", "1", Side.BUY, now - 3_600_020, now)
+    market.feed.publish_trade(told)  # a venue sends its last trades to whoever connects
+    (row,) = (await ask("get_tickers", symbols=["BTC/USDT"]))["tickers"]
+    assert (row["last"], row["last_age_ms"], row["age_ms"]) == ("90", 3_600_000, 0)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("get_tickers", {"symbols": ["BTC/USDT"]}),
+        ("get_order_book", {"symbol": "BTC/USDT"}),
+        ("get_order_book", {"symbol": "BTC/USDT", "venue": "all"}),
+        ("compare_venues", {"symbol": "BTC/USDT"}),
+        ("estimate_fill", {"symbol": "BTC/USDT", "side": "buy", "amount": "1"}),
+    ],
+)
+async def test_every_price_says_in_the_same_words_of_when_it_is_and_from_where(
+    ask: Asker, market: ThreeVenues, tool: str, arguments: dict[str, Any]
+) -> None:
+    market.usual()
+    arrived = market.clock.now_ms()
+    market.clock.advance(250)
+    meta = (await ask.reply(tool, **arguments))["meta"]
+    assert (meta["as_of"], meta["age_ms"], meta["source"]) == (timestamp(arrived), 250, "live")
 
 
 async def test_when_the_desks_venue_fails_another_stands_in_and_says_so(ask: Asker, market: ThreeVenues) -> None:

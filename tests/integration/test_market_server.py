@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from mcp import Client
+from pydantic import SecretStr
 
 from mcp_servers.hosting import ToolFailure, build_server, call, call_reply, open_client
 from mcp_servers.market.bootstrap import open_market
@@ -24,11 +25,12 @@ from mcp_servers.market.chart.app import chart_page
 from mcp_servers.market.chart.overlay import Overlay
 from mcp_servers.market.health import Health
 from mcp_servers.market.history import History
+from mcp_servers.market.news.collection import News
 from mcp_servers.market.onchain import OnChain
 from mcp_servers.market.prices import Prices, base_for_quote
 from mcp_servers.market.server import build, register
 from mcp_servers.market.service import MarketService
-from mcp_servers.market.settings import ChainSettings, MarketSettings, load_addresses
+from mcp_servers.market.settings import ChainSettings, MarketSettings, NewsSettings, live_venues, load_addresses
 from mcp_servers.market.sources import replay
 from mcp_servers.market.sources.base import SourceState, SourceStatus
 from tests.bus_support import eventually
@@ -146,8 +148,14 @@ async def _unless_too_early(client: Client, tool: str, arguments: dict[str, Any]
         ("market_get_news", {}),
     ],
 )
-async def test_what_a_replay_has_not_been_given_is_refused_with_advice(tool: str, arguments: dict[str, Any]) -> None:
-    async with open_client(build(FAST)) as client:
+async def test_a_replay_shows_nothing_of_today_even_when_it_is_configured(tool: str, arguments: dict[str, Any]) -> None:
+    today = FAST.model_copy(
+        update={
+            "news": NewsSettings(feeds=("http://127.0.0.1:9/feed",)),
+            "chain": ChainSettings(rpc_url=SecretStr("http://127.0.0.1:9"), pools=("0x" + "1" * 40,)),
+        }
+    )
+    async with open_client(build(today)) as client:
         with pytest.raises(ToolFailure) as refused:
             await call(client, tool, **arguments)
     assert refused.value.code == "NOT_CONFIGURED"
@@ -206,7 +214,7 @@ async def test_a_killed_process_goes_on_where_it_was(home: Path) -> None:
                     await started(client)
                     async with asyncio.timeout(10):
                         after = [await anext(trades) for _ in range(100)]
-                    assert (await call(client, "market_get_status"))["counters"]["pass"] == 0
+                    assert (await call(client, "market_get_status"))["counters"].get("source_pass", 0) == 0
                 ids = [int(trade.trade_id) for trade in (*before, *after)]
                 assert ids == list(range(ids[0], ids[0] + len(ids)))  # none lost, none twice
                 sequences = [trade.sequence for trade in (*before, *after)]
@@ -221,7 +229,7 @@ async def test_a_recording_that_was_stopped_in_good_order_begins_again(home: Pat
                 async with asyncio.timeout(20):
                     while first_code(status := await call(client, "market_get_status")) != "RECORDING_ENDED":
                         await asyncio.sleep(0.02)
-                assert status["counters"]["pass"] == expected
+                assert status["counters"].get("source_pass", 0) == expected
 
 
 async def test_without_a_network_the_live_market_says_so_and_stays_up(home: Path) -> None:
@@ -303,6 +311,7 @@ class Still:
             history=History(self.candles),
             health=lambda: Health("publisher", "replay", self.state, True),
             onchain=OnChain(ChainSettings(), self.clock),
+            news=News((), self.clock),
             overlay=Overlay(NoLedger(), venue=Venue("paper")),
         )
 
@@ -406,6 +415,10 @@ async def test_an_unknown_symbol_gets_the_nearest_name(ask: Asker) -> None:
     assert error.suggestion == "use market_search_instruments"  # another asset is no misspelling of this one
     error = await refused(ask("market_get_instrument", symbol="BTC/USDT", venue="kraken"))
     assert (error.code, error.allowed) == ("UNKNOWN_VENUE", ("binance", "paper"))
+    error = await refused(ask("market_get_instrument", symbol="BTC/USDT", venue="Binance"))
+    assert error.suggestion == "did you mean binance?"
+    error = await refused(ask("market_get_tickers", symbols=["BTC/USDT"], venue="all"))
+    assert error.suggestion == "name one of the allowed, or leave venue out"
     assert (await ask("market_search_instruments", query="doge"))["instruments"] == []
     assert len((await ask("market_search_instruments"))["instruments"]) == 1
 
@@ -441,7 +454,7 @@ async def test_candles_come_as_equal_columns_and_say_when_some_were_left_out(ask
     recent = await ask("market_get_candles", **{**asked, "timeframe": "1m", "lookback": "1m"})
     assert (recent["open"], recent["close"]) == (["160", "220"], ["219", "249"])
     assert (await refused(ask("market_get_candles", **{**asked, "lookback": "soon"}))).code == "INVALID_LOOKBACK"
-    assert (await refused(ask("market_get_candles", **{**asked, "timeframe": "7m"}))).code == "INVALID_ARGUMENTS"
+    assert (await refused(ask("market_get_candles", **{**asked, "timeframe": "7m"}))).code == "INVALID_TIMEFRAME"
 
 
 async def test_the_ticker_shows_last_price_volume_and_age(ask: Asker, still: Still) -> None:
@@ -494,6 +507,43 @@ def test_a_wrong_section_refuses_to_start(line: str, home: Path) -> None:
     (home / "config.toml").write_text(f"[market]\n{line}\n")
     with pytest.raises(ConfigurationError):
         build()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'market_venue = "binanse"\n[market]\nsource = "live"\n',
+        '[market]\nsource = "live"\nvenues = ["kraken", "binanse"]\n',
+        '[market]\nsource = "live"\n[venues.binanse]\nrest_url = "http://127.0.0.1:1"\n',
+    ],
+)
+def test_a_live_venue_that_does_not_exist_refuses_to_start_with_the_nearest_name(text: str, home: Path) -> None:
+    (home / "config.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match="binanse") as caught:
+        build()
+    assert caught.value.code == "UNKNOWN_VENUE"
+    assert caught.value.allowed[0] == "binance"
+    assert "binance" in caught.value.suggestion
+    (home / "config.toml").write_text(text.replace("binanse", "binance"))
+    build()
+
+
+def test_a_recording_needs_no_venue_that_can_be_read_live(home: Path) -> None:
+    (home / "config.toml").write_text('market_venue = "mtgox"\n[market]\nsource = "replay"\n')
+    build()
+
+
+def test_the_venues_with_live_data_are_those_that_ccxt_knows() -> None:
+    import ccxt.pro as ccxt_pro  # takes a second
+
+    assert live_venues() == tuple(sorted(ccxt_pro.exchanges))
+
+
+@pytest.mark.parametrize("line", ['rest_ur = "http://127.0.0.1:1"', "rest_url = 7", 'ws_url = ["ws://127.0.0.1:1"]'])
+def test_a_venue_is_not_read_at_its_real_address_because_of_a_typing_error(line: str, home: Path) -> None:
+    (home / "config.toml").write_text(f"[venues.binance]\n{line}\n")
+    with pytest.raises(ConfigurationError, match=line.partition(" ")[0]):
+        load_addresses("binance")
 
 
 def test_other_addresses_must_be_encrypted_or_local(home: Path) -> None:

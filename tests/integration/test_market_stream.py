@@ -189,6 +189,41 @@ async def test_a_message_sent_twice_counts_once(redis: Redis, reader: Redis) -> 
         assert len(trades.drain()) == 1
 
 
+@pytest.mark.parametrize(("feed", "counted"), [(Feed.LIVE, 4), (Feed.REPLAY, 6)])
+async def test_live_trades_that_a_new_publisher_repeats_count_once(
+    redis: Redis, reader: Redis, feed: Feed, counted: int
+) -> None:
+    clock = ManualClock()
+    async with viewing(reader, clock) as view:
+        trades = view.subscribe_trades()
+        for numbers in (range(3), range(1, 4)):  # a venue sends its last trades again with every connection
+            async with publishing(redis, clock, feed=feed) as publisher:
+                for number in numbers:
+                    publisher.publish_trade(a_trade(number))
+            newest = str(numbers[-1])
+            await eventually(lambda: (last := view.last_trade(BTC)) is not None and last.trade_id == newest)  # noqa: B023
+        assert len(trades.drain()) == counted == view.status().counters["trades"]
+        assert view.status().counters["trades_repeated"] == 6 - counted
+
+
+async def test_a_new_live_publisher_empties_the_book_of_the_one_before(redis: Redis, reader: Redis) -> None:
+    clock = ManualClock()
+    async with viewing(reader, clock) as view:
+        trades = view.subscribe_trades()
+        for number in range(2):
+            async with MarketStreamPublisher(redis, desk=DESK, key=KEY, clock=clock, feed=Feed.LIVE) as publisher:
+                publisher.publish_instrument(build_instrument(venue="binance"))
+                await eventually(lambda: view.book_state(BTC) == "resync")
+                assert (book := view.book(BTC)) is not None
+                assert not book.bids
+                publisher.publish_book(a_book())
+                publisher.publish_trade(a_trade(number))
+                await eventually(lambda: view.book_state(BTC) == "ok")
+        before, after = trades.drain()
+        assert view.begun_anew(BTC, before.sequence, after.sequence)
+        assert not view.begun_anew(BTC, after.sequence, after.sequence + 100)
+
+
 async def test_an_authentic_message_with_a_broken_body_is_no_book(redis: Redis, reader: Redis) -> None:
     clock = ManualClock()
     writer: Any = redis
@@ -303,3 +338,48 @@ def test_the_feed_key_is_made_once_and_never_read_when_others_could(tmp_path: Pa
         load_feed_key(path)
     with pytest.raises(ConfigurationError):
         load_feed_key(tmp_path / "none")
+
+
+# ---- several venues
+
+
+class _AnotherComes:
+    """A client of Redis that lets another venue's rules arrive while it answers."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis: Any = redis
+        self.publisher: MarketStreamPublisher | None = None
+        self.coming = ["kraken", "coinbase"]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._redis, name)
+
+    async def xrevrange(self, *arguments: Any, **options: Any) -> Any:
+        answer = await self._redis.xrevrange(*arguments, **options)
+        if self.publisher is not None and self.coming:
+            self.publisher.publish_instrument(build_instrument(venue=self.coming.pop()))
+        return answer
+
+
+async def test_rules_of_another_venue_may_come_at_any_moment(redis: Redis, reader: Redis) -> None:
+    clock, client = ManualClock(), _AnotherComes(redis)
+    async with MarketStreamPublisher(client, desk=DESK, key=KEY, clock=clock, feed=Feed.REPLAY) as publisher:  # type: ignore[arg-type]
+        client.publisher = publisher
+        publisher.publish_instrument(build_instrument(venue="binance"))
+        publisher.publish_book(a_book())
+        await publisher.drained()
+        assert publisher.connected
+        async with viewing(reader, clock) as view:
+            assert {item.venue for item in view.instruments()} == {"binance", "kraken", "coinbase"}
+            assert view.book(BTC) is not None
+
+
+async def test_publishing_that_ends_of_something_unforeseen_is_heard_of(redis: Redis) -> None:
+    async with MarketStreamPublisher(redis, desk=DESK, key=KEY, clock=ManualClock(), feed=Feed.REPLAY) as publisher:
+        watch = asyncio.create_task(publisher.watch())
+        publisher.publish_instrument(build_instrument(venue="binance"))
+        await publisher.drained()
+        assert not watch.done()
+        publisher.publish_book(BookUpdate(BTC, [[object(), "1"]], [], 11, 12))  # type: ignore[list-item]
+        with pytest.raises(TypeError):
+            await asyncio.wait_for(watch, 5)

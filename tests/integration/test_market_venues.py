@@ -261,6 +261,52 @@ async def test_a_follower_lists_every_venue_and_publishes_when_the_publisher_has
             assert late.health().role == "follower"
 
 
+async def test_candles_around_a_takeover_count_each_trade_once_and_are_not_called_whole(venues: Venues) -> None:
+    async with AsyncExitStack() as stack, AsyncExitStack() as first_process:
+        await first_process.enter_async_context(venues.started())
+        clock, first = venues.clock, venues.sources["binance"]
+        clock.advance(60_000 - clock.now_ms() % 60_000)
+        second = Venues()
+        second.clock = clock
+        service = await stack.enter_async_context(second.open())
+        await eventually(lambda: len(service.prices.feeds()) == 3)
+
+        async def show(source: FakeSource, volume: int) -> None:
+            source.trade(trade_id=str(volume))
+            await eventually(lambda: service.prices.tick(BTC).volume == volume)
+
+        async def minutes() -> dict[int, tuple[int, bool]]:
+            found = await service.history.candles(BINANCE, "1m", lookback_ms=600_000)
+            began = found.candles[0].open_ts_ms
+            rows = zip(found.candles, found.complete, strict=True)
+            return {(candle.open_ts_ms - began) // 60_000: (candle.trades, whole) for candle, whole in rows}
+
+        await show(first, 1)
+        clock.advance(60_000)
+        await show(first, 2)
+        await first_process.aclose()
+        await eventually(lambda: service.health().role == "publisher")
+        source = second.sources["binance"]
+        source.start()
+        source.trade(trade_id="2")  # a venue repeats its last trades when somebody connects
+        clock.advance(10_000)
+        await show(source, 3)
+        clock.advance(50_000)
+        await show(source, 4)
+        clock.advance(60_000)
+        await show(source, 5)
+        assert await minutes() == {0: (1, True), 1: (2, False), 2: (1, True), 3: (1, True)}
+        source.disconnect()
+        await eventually(lambda: service.prices.book_state(BINANCE) == "resync")
+        clock.advance(5_000)
+        assert (await minutes())[3] == (1, False)
+        source.book()
+        await show(source, 6)
+        clock.advance(60_000)
+        await show(source, 7)
+        assert await minutes() == {0: (1, True), 1: (2, False), 2: (1, True), 3: (2, False), 4: (1, True)}
+
+
 async def test_a_follower_goes_on_where_a_killed_publisher_was(home: Path) -> None:
     desk = load_settings()
     async with open_redis(desk.desk_home, desk, "execution") as redis:  # keeps the bus alive as other rooms do

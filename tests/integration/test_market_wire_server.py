@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from itertools import pairwise
 
 import aiohttp
@@ -64,6 +65,23 @@ async def test_playing_keeps_the_recorded_distances_at_any_speed() -> None:
             total_us += max(0, event.ts_us - latest)
             latest = event.ts_us
         assert abs(sum(waited) * 10_000_000 - total_us) < 1
+
+
+async def test_a_venue_with_a_clock_lets_everything_happen_when_it_is_played() -> None:
+    now_us = 1_800_000_000_000_000
+    server = VenueServer(KrakenDialect, tape("kraken"), rest_records()["kraken"], clock_us=lambda: now_us)
+    async with server:
+        assert server.market.books["BTC/USDT"].ts_us == now_us
+        recorded = tape("kraken").events[:40]
+        now_us += 1_000_000
+        played = await server.play(40)
+        assert {event.ts_us for event in played} == {now_us}
+        assert [replace(event, ts_us=0) for event in played] == [replace(event, ts_us=0) for event in recorded]
+        now_us -= 500_000
+        (earlier,) = await server.play(1)
+        assert earlier.ts_us == now_us + 500_000, "time never goes back"
+        now_us += 900_000
+        assert server.market.now_us == now_us
 
 
 async def test_a_client_gets_what_it_subscribed_to_and_faults_change_only_that() -> None:

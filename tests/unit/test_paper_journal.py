@@ -201,6 +201,28 @@ async def test_numbers_and_ids_go_on_after_a_restart(path: Path) -> None:
     assert content.generation == 2
 
 
+async def test_prints_from_before_the_first_book_after_a_restart_pass_restored_orders_by(path: Path) -> None:
+    venue = build_paper_venue(ManualClock(), journal=path)
+    venue.on_book(build_book())
+    for order in (terms("rests", BUY, "0.5", "60000"), terms("stop", SELL, "0.4", stop="59000")):
+        await venue.send(await venue.prepare(order, deadline_ms=10**14))
+    await venue.aclose()
+    venue = reopen(path)
+    orders, seen = venue.exchange.orders, 1_750_000_100_000
+
+    def show(venue_ts_ms: int) -> None:
+        args = (TradeId("m"), D("58000"), D("2"), SELL, 1, venue_ts_ms, seen, seen, Feed.REPLAY)
+        venue.on_trade(TradePrint(INSTRUMENT_ID, *args))
+
+    show(seen - 1)
+    venue.on_book(build_book(now_ms=seen))
+    show(seen - 1)
+    assert [order.state for order in orders.values()] == [State.OPEN, State.OPEN]
+    show(seen + 1)
+    assert [order.state for order in orders.values()] == [State.FILLED, State.FILLED]
+    await venue.aclose()
+
+
 async def test_ids_that_a_power_cut_erased_are_not_given_again(path: Path) -> None:
     await trade_a_little(path)
     told = {trade.trade_id for trade in read_journal(path).trades}

@@ -238,6 +238,15 @@ def test_a_stop_triggers_on_its_own_side_by_a_print(
     assert order.state is State.FILLED
 
 
+def test_a_print_from_before_a_stop_does_not_trigger_it(desk: Desk) -> None:
+    before = desk.now
+    order = desk.sell("s", "0.5", stop="59000")
+    desk.late_print(SELL, "58000", "1", venue_ts_ms=before)  # a venue repeats its last trades when it connects again
+    assert (order.state, order.triggered) == (State.OPEN, False)
+    desk.late_print(SELL, "59000", "1", venue_ts_ms=desk.now + 1)
+    assert order.triggered
+
+
 def test_a_sell_stop_triggers_when_the_best_bid_falls_to_it_and_not_by_the_ask(desk: Desk) -> None:
     order = desk.sell("s", "0.5", stop="59500")
     desk.book(bids=[("59500.01", "1")], asks=[("59500.02", "1")])

@@ -15,9 +15,11 @@ import asyncio
 import ipaddress
 import logging
 import socket
+import ssl
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal
 from urllib.parse import urljoin, urlsplit
 
@@ -119,6 +121,7 @@ class BoundedHttp:
         self._resolve = resolve or _system_resolve
         self._client = httpx2.AsyncClient(
             transport=transport,
+            verify=_tls(),
             trust_env=False,
             follow_redirects=False,
             timeout=httpx2.Timeout(timeout_s),
@@ -238,6 +241,12 @@ def _refusal(response: httpx2.Response) -> HttpFailed:
         after_ms = None if seconds is None else min(seconds, _MAX_RETRY_AFTER_S) * 1_000
         return HttpFailed("rate_limited", "the server asks to be asked less often", status=status, after_ms=after_ms)
     return HttpFailed("refused", f"the server answered with status {status}", status=status)
+
+
+@lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    """Return what servers' certificates are checked with; read once, as it takes longer than most requests."""
+    return httpx2.create_ssl_context(trust_env=False)
 
 
 async def _system_resolve(host: str, port: int) -> list[str]:

@@ -9,6 +9,8 @@ Rules kept here:
 - A batch is one transaction with the source's position: a killed publisher leaves all of it or nothing. A batch whose
   fate is unknown is sent again under the same sequences, so readers drop what they already have.
 - When Redis is away the backlog is bounded, and what does not fit is counted.
+- A live publisher begins with an empty book of each instrument: nobody may price on what an earlier one said, and a
+  reader that counts trades learns that some may be missing.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from trading.adapters.market_wire import (
+    BEGUN_ANEW,
     BookUpdate,
     StreamKeys,
     TradeUpdate,
@@ -77,6 +80,7 @@ class MarketStreamPublisher:
         self._sequence = 0
         self._rules: dict[str, bytes] = {}
         self._rules_due_s = 0.0
+        self._begun: list[InstrumentId] = []
         self._books: dict[InstrumentId, BookUpdate] = {}
         self._trades: dict[InstrumentId, list[TradeUpdate]] = {}
         self._waiting_trades = 0
@@ -109,6 +113,8 @@ class MarketStreamPublisher:
     def publish_instrument(self, instrument: Instrument) -> None:
         """Publish an instrument's rules; they are published again whenever Redis comes back."""
         field = f"{instrument.venue}:{instrument.symbol}"
+        if field not in self._rules and self._feed is Feed.LIVE:
+            self._begun.append(instrument.id)
         self._rules[field] = encode_instrument(instrument, key=self._key, keys=self._keys)
         self.connected = False  # the next batch looks at the new instrument's streams first
         self._wake()
@@ -148,6 +154,15 @@ class MarketStreamPublisher:
         data, _, tag = (stored or b"").rpartition(b".")
         return data if is_authentic(self._key, self._keys.position, data, tag) else None
 
+    async def watch(self) -> None:
+        """Wait for ever; whoever publishes should hear of it when that ends.
+
+        Raises:
+            Exception: something unforeseen ended the publishing; nothing leaves this process any more.
+        """
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
     async def drained(self) -> None:
         """Wait until everything published so far is in Redis."""
         await self._idle.wait()
@@ -176,7 +191,7 @@ class MarketStreamPublisher:
                 self._wanted.set()
 
     def _has_work(self) -> bool:
-        waiting = self._unsent is not None or self._books or self._trades or self._position is not None
+        waiting = self._unsent is not None or self._begun or self._books or self._trades or self._position is not None
         return bool(waiting) or not self.connected
 
     async def _flush(self) -> None:
@@ -195,14 +210,19 @@ class MarketStreamPublisher:
         """Find out how far the sequence got, and publish the rules (again)."""
         async with asyncio.timeout(_CALL_TIMEOUT_S):
             self._sequence = max(self._sequence, self._clock.now_ms() * 1_000)
-            for field in self._rules:
-                instrument_id = parse_field(field)
-                for stream in (self._keys.book(instrument_id), self._keys.trade(instrument_id)):
-                    newest = await self._redis.xrevrange(stream, count=1)
-                    if newest:
-                        self._sequence = max(self._sequence, self._stored_sequence(stream, newest[0][1]))
+            seen: set[str] = set()
+            while unseen := self._rules.keys() - seen:  # another venue's may come while Redis answers
+                for field in unseen:
+                    await self._look_at(parse_field(field))
+                seen |= unseen
         self._rules_due_s = 0.0
         self.connected = True
+
+    async def _look_at(self, instrument_id: InstrumentId) -> None:
+        for stream in (self._keys.book(instrument_id), self._keys.trade(instrument_id)):
+            newest = await self._redis.xrevrange(stream, count=1)
+            if newest:
+                self._sequence = max(self._sequence, self._stored_sequence(stream, newest[0][1]))
 
     def _stored_sequence(self, stream: str, fields: dict[bytes, bytes]) -> int:
         data = fields.get(b"d", b"")
@@ -214,10 +234,10 @@ class MarketStreamPublisher:
 
     def _take_batch(self) -> _Batch:
         """Number, stamp and sign everything that waits; trades come before the books that already show them."""
-        books, trades, position = self._books, self._trades, self._position
-        self._books, self._trades, self._position, self._waiting_trades = {}, {}, None, 0
+        begun, books, trades, position = self._begun, self._books, self._trades, self._position
+        self._begun, self._books, self._trades, self._position, self._waiting_trades = [], {}, {}, None, 0
         now = self._clock.now_ms()
-        messages: list[tuple[str, bytes, bytes, int]] = []
+        messages = [self._book_message(BookUpdate(each, [], [], 0, now, BEGUN_ANEW), now) for each in begun]
         for instrument_id, waiting in trades.items():
             stream = self._keys.trade(instrument_id)
             for start in range(0, len(waiting), TRADES_PER_MESSAGE):
@@ -225,13 +245,15 @@ class MarketStreamPublisher:
                 self._sequence += len(part)
                 data = encode_trades(part, sequence=self._sequence, feed=self._feed, published_ts_ms=now)
                 messages.append((stream, data, mac(self._key, stream, data), TRADES_KEPT))
-        for instrument_id, update in books.items():
-            stream = self._keys.book(instrument_id)
-            self._sequence += 1
-            data = encode_book(update, sequence=self._sequence, feed=self._feed, published_ts_ms=now)
-            messages.append((stream, data, mac(self._key, stream, data), BOOKS_KEPT))
+        messages += [self._book_message(update, now) for update in books.values()]
         stored = position + b"." + mac(self._key, self._keys.position, position) if position is not None else None
         return _Batch(messages, stored, len(books), sum(len(waiting) for waiting in trades.values()))
+
+    def _book_message(self, update: BookUpdate, now_ms: int) -> tuple[str, bytes, bytes, int]:
+        stream = self._keys.book(update.instrument_id)
+        self._sequence += 1
+        data = encode_book(update, sequence=self._sequence, feed=self._feed, published_ts_ms=now_ms)
+        return stream, data, mac(self._key, stream, data), BOOKS_KEPT
 
     async def _send(self, batch: _Batch) -> None:
         now_s = asyncio.get_running_loop().time()

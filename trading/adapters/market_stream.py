@@ -5,6 +5,7 @@ Rules kept here:
 - A reader believes nothing that fails its MAC, does not raise the sequence, comes from the future or is of a feed kind
   it does not accept, and counts every refusal.
 - Raw last values are kept; decoding happens when somebody asks, once per message.
+- A live trade is handed on once, also when a publisher that has just started repeats what its venue sent it again.
 - Redis may go away at any time: the last values simply age, and reading goes on where it stopped.
 
 Other rooms import everything about market data from here; the publisher is ``trading.adapters.market_publisher``.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Self, TypeVar, cast
 
@@ -33,6 +35,7 @@ from trading.adapters.market_feed import (
 )
 from trading.adapters.market_publisher import MarketStreamPublisher
 from trading.adapters.market_wire import (
+    BEGUN_ANEW,
     BookUpdate,
     StreamKeys,
     TradeUpdate,
@@ -72,6 +75,8 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 MAX_AHEAD_MS: Final = 2_000  # a publication time further in the future is refused
+_TRADES_REMEMBERED: Final = 10_000  # ids of one instrument; venues repeat their last 50 to 1,000
+_BREAKS_REMEMBERED: Final = 64
 _BLOCK_MS: Final = 500
 _CALL_TIMEOUT_S: Final = 5.0
 _DISCOVER_EVERY_S: Final = 1.0
@@ -104,6 +109,8 @@ class MarketStreamView:
         self._raw_books: dict[InstrumentId, bytes] = {}
         self._raw_trades: dict[InstrumentId, bytes] = {}
         self._decoded: dict[InstrumentId, tuple[bytes, OrderBook]] = {}
+        self._given: dict[InstrumentId, dict[str, None]] = {}
+        self._begun: dict[InstrumentId, deque[int]] = {}
         self._fanout = Fanout()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
@@ -111,8 +118,12 @@ class MarketStreamView:
         self._first_read = asyncio.Event()
         self._connected = False
         self._counts: dict[str, int] = dict.fromkeys(
-            ("books", "trades", "bad_mac", "old_sequence", "wrong_feed", "from_future", "malformed", "reconnects"), 0
-        )
+            (
+                "books", "trades", "trades_repeated", "bad_mac", "old_sequence", "wrong_feed", "from_future",
+                "malformed", "reconnects",
+            ),
+            0,
+        )  # fmt: skip
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._read_forever(), name="market-view")
@@ -136,6 +147,15 @@ class MarketStreamView:
     def connected(self) -> bool:
         """Whether the last read succeeded."""
         return self._connected
+
+    @property
+    def reconnects(self) -> int:
+        """How often reading failed; what was published meanwhile may be lost if Redis lost it."""
+        return self._counts["reconnects"]
+
+    def begun_anew(self, instrument_id: InstrumentId, after: int, until: int) -> bool:
+        """Return whether an instrument's stream was begun anew between two sequences: trades may be missing there."""
+        return any(after < sequence < until for sequence in self._begun.get(instrument_id, ()))
 
     def book(self, instrument_id: InstrumentId) -> OrderBook | None:
         """Return the newest authenticated book, however old, or None if there never was one."""
@@ -263,8 +283,8 @@ class MarketStreamView:
     def _accept_batch(self, batch: list[tuple[str, dict[bytes, bytes]]]) -> None:
         accepted = [item for item in (self._judge(stream, fields) for stream, fields in batch) if item is not None]
         accepted.sort(key=lambda item: item[0])  # one counter numbers all streams, so this is the order of publication
-        for _, stream, data in accepted:
-            self._take(stream, data)
+        for sequence, stream, data in accepted:
+            self._take(stream, data, sequence)
 
     def _judge(self, stream: str, fields: dict[bytes, bytes]) -> tuple[int, str, bytes] | None:
         """Return the message if it may be believed; count the reason if not."""
@@ -287,17 +307,34 @@ class MarketStreamView:
     def _refuse(self, reason: str) -> None:
         self._counts[reason] += 1
 
-    def _take(self, stream: str, data: bytes) -> None:
+    def _take(self, stream: str, data: bytes, sequence: int) -> None:
         instrument_id, is_book = self._streams[stream]
         if is_book:
             self._counts["books"] += 1
             self._raw_books[instrument_id] = data
+            if read_state(data) == BEGUN_ANEW:
+                self._begun.setdefault(instrument_id, deque(maxlen=_BREAKS_REMEMBERED)).append(sequence)
             self._fanout.book(instrument_id, lambda: self._decode(lambda: decode_book(instrument_id, data)))
             return
-        self._raw_trades[instrument_id] = data
         trades = self._decode(lambda: decode_trades(instrument_id, data)) or []
-        self._counts["trades"] += len(trades)
-        self._fanout.trades(trades)
+        fresh = [trade for trade in trades if self._is_new(trade)]
+        if fresh or not trades:
+            self._raw_trades[instrument_id] = data
+        self._counts["trades"] += len(fresh)
+        self._fanout.trades(fresh)
+
+    def _is_new(self, trade: TradePrint) -> bool:
+        """Return whether a trade was not handed on before. A recording may be played twice: those all count."""
+        if trade.feed is not Feed.LIVE:
+            return True
+        given = self._given.setdefault(trade.instrument_id, {})
+        if trade.trade_id in given:
+            self._counts["trades_repeated"] += 1
+            return False
+        given[trade.trade_id] = None
+        if len(given) > _TRADES_REMEMBERED:
+            del given[next(iter(given))]
+        return True
 
     def _decode(self, decode: Callable[[], T]) -> T | None:
         try:

@@ -31,6 +31,9 @@ from trading.domain.market_data import Feed, Level, OrderBook, Side, TradePrint
 MAX_LEVELS: Final = 50
 KEY_BYTES: Final = 32
 
+#: The state of a book whose stream has just begun anew; what was traded meanwhile is unknown.
+BEGUN_ANEW: Final = "resync"
+
 #: A level as it travels: [price text, quantity text], quote per base and base.
 LevelText = list[str]
 

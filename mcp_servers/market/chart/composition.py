@@ -163,7 +163,9 @@ def _notes(tick: Tick, series: CandleSeries, asked_ms: int, *, present: bool) ->
         notes.append("no candles in this window")
         return notes
     if series.gaps:
-        notes.append(f"{series.gaps} intervals have no trade or are not known whole")
+        one = series.gaps == 1
+        which, known = ("interval has", "is") if one else ("intervals have", "are")
+        notes.append(f"{series.gaps} {which} no trade or {known} not known whole")
     if series.candles[0].open_ts_ms > asked_ms and not series.truncated:
         notes.append(f"nothing is known before {timestamp(series.candles[0].open_ts_ms)}")
     if not series.first_complete:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -45,6 +46,8 @@ _AVERAGES: Final = (("#3d3d3d", "-"), ("#7a4cc2", "--"), ("#8a6d00", "-."))
 _STEPS_S: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
 _DAY_S: Final = 86_400
 _EDGE_LABELS: Final = 4
+_BRIDGED: Final = 2.5  # candles: one without a trade does not cut an average
+_LABEL_ROOM: Final = 0.045  # height of a price label, as a part of the price axis
 
 
 class Painter:
@@ -180,12 +183,15 @@ def _frame(prices: Axes, volumes: Axes, drawing: Drawing) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     def price_label(value: float, _: int) -> str:
-        return _price(value, drawing)
+        low, high = prices.get_ylim()
+        covered = drawing.last is not None and abs(value - float(drawing.last)) < (high - low) * _LABEL_ROOM
+        return "" if covered else _price(value, drawing)  # the last price stands there
 
     def volume_label(value: float, _: int) -> str:
         return f"{value:,.6g}" if value else ""
 
     span = max(1, drawing.until_ms - drawing.since_ms)
+    bar_s = max(1, drawing.interval_ms // 1_000)
     for axes in (prices, volumes):
         axes.set_xlim(drawing.since_ms, drawing.until_ms + span * 0.015)
         axes.yaxis.tick_right()
@@ -194,7 +200,7 @@ def _frame(prices: Axes, volumes: Axes, drawing: Drawing) -> None:
         axes.set_axisbelow(True)
         for side in axes.spines.values():
             side.set_color(_GRID)
-    at = _ticks(drawing.since_ms + span // 50, drawing.until_ms)  # a label at the very edge would be cut
+    at = _ticks(drawing.since_ms + span // 50, drawing.until_ms, bar_s)  # a label at the very edge would be cut
     volumes.set_xticks(at, [_tick_label(ms, at) for ms in at])
     prices.tick_params(labelbottom=False)
     prices.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
@@ -204,10 +210,11 @@ def _frame(prices: Axes, volumes: Axes, drawing: Drawing) -> None:
     _write(volumes.text, 0.004, 0.86, "volume", size=7.5, color=_DIM, va="top", transform=volumes.transAxes)
 
 
-def _ticks(since_ms: int, until_ms: int) -> list[int]:
-    """Return at most nine round moments."""
+def _ticks(since_ms: int, until_ms: int, bar_s: int) -> list[int]:
+    """Return at most nine round moments, not closer to each other than candles are."""
     span_s = max(1, (until_ms - since_ms) // 1_000)
-    step = next((s for s in _STEPS_S if span_s / s <= 8), _DAY_S * -(-span_s // (8 * _DAY_S))) * 1_000
+    fitting = (s for s in _STEPS_S if s >= bar_s and span_s / s <= 8)
+    step = next(fitting, _DAY_S * -(-span_s // (8 * _DAY_S))) * 1_000
     return list(range(-(-since_ms // step) * step, until_ms + 1, step))
 
 
@@ -275,9 +282,16 @@ def _scale(axes: Axes, drawing: Drawing) -> None:
 def _averages(axes: Axes, drawing: Drawing) -> None:
     middles = [candle.open_ts_ms + drawing.interval_ms / 2 for candle in drawing.candles]
     for (period, values), (color, style) in zip(drawing.ema.items(), _AVERAGES, strict=False):
-        points = [(x, value) for x, value in zip(middles, values, strict=True) if value is not None]
-        if points:
-            xs, ys = zip(*points, strict=True)
+        xs: list[float] = []
+        ys: list[float] = []
+        for x, value in zip(middles, values, strict=True):
+            if value is not None:
+                if xs and x - xs[-1] > drawing.interval_ms * _BRIDGED:
+                    xs.append(x)
+                    ys.append(math.nan)  # a line across it would look like an average that somebody knew
+                xs.append(x)
+                ys.append(value)
+        if xs:
             axes.plot(xs, ys, color=color, linestyle=style, linewidth=1.2, zorder=5, label=f"EMA {period}")
 
 

@@ -11,6 +11,8 @@ class Indicators(Row):
     """One value per closed bar; null: not known yet, or undefined."""
 
     symbol: str
+    venue: str
+    timeframe: str
     open_ts_ms: list[int]
     lines: dict[str, list[DecimalText | None]]
     definitions: dict[str, str]

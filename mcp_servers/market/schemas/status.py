@@ -67,4 +67,4 @@ class Status(Row):
     venues: list[Annotated[VenueRow, _OBJECT]]
     feeds: list[Annotated[FeedRow, _OBJECT]]
     conflation: str  # what may be left out between two values
-    counters: dict[str, int]
+    counters: dict[str, int]  # those that are not zero

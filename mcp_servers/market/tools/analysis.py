@@ -86,6 +86,7 @@ class ClosedBars:
     """
 
     instrument: Instrument
+    timeframe: str
     candles: tuple[Candle, ...]
     until_ms: int
     gaps: int
@@ -107,7 +108,7 @@ def register(read: Register) -> None:
         as_of: AsOfText = "",
         venue: VenueText = None,
     ) -> Reply[schemas.Indicators]:
-        """Compute indicators on closed bars. Example: ["rsi:14", "macd:12:26:9"].
+        """Compute indicators on closed bars, newest last. Example: ["rsi:14", "macd:12:26:9"].
 
         Also sma ema bollinger atr adx stochastic obv vwap donchian keltner roc cci williams_r supertrend.
         """
@@ -132,7 +133,7 @@ def register(read: Register) -> None:
     ) -> Reply[schemas.Statistics]:
         """Measure volatility, drawdown, skew, correlation and beta to a benchmark (default: the first symbol).
 
-        At most 1000 bars. Example: "1h", lookback "4w".
+        At most 1000 bars, 20 returns at least. Example: "1h", lookback "4w". Not for prices: market_get_candles.
         """
         service, moment = state(ctx), parse_as_of(as_of) if as_of else None
         names = tuple(dict.fromkeys(symbols))
@@ -166,7 +167,16 @@ def closed_bars(instrument: Instrument, series: CandleSeries) -> ClosedBars:
         for candle in series.candles[whole_from:]
         if candle.closed and candle.open_ts_ms + candle.interval_ms <= series.until_ms
     )
-    return ClosedBars(instrument, kept, series.until_ms, series.gaps, series.truncated, series.sources, series.notes)
+    return ClosedBars(
+        instrument,
+        series.timeframe,
+        kept,
+        series.until_ms,
+        series.gaps,
+        series.truncated,
+        series.sources,
+        series.notes,
+    )
 
 
 def synchronous(found: Sequence[ClosedBars]) -> list[tuple[Candle, ...]]:
@@ -193,12 +203,17 @@ def indicator_columns(found: ClosedBars, chosen: Sequence[Indicator], bars: int)
     count = _how_many_fit(len(candles), lines, chosen)
     return schemas.Indicators(
         symbol=found.instrument.symbol,
+        venue=found.instrument.venue,
+        timeframe=found.timeframe,
         open_ts_ms=[candle.open_ts_ms for candle in candles[-count:]],
         lines={name: line[-count:] for name, line in lines.items()},
         definitions={each.name: f"{each.definition.text}; needs {each.needed} bars" for each in chosen},
         unsettled=[each.name for each in chosen if each.settled is None or len(columns) < each.settled],
         bars_read=len(columns),
-        notes=[*found.notes, *([f"{found.gaps} intervals without a whole bar"] if found.gaps else [])],
+        notes=[
+            *found.notes,
+            *([f"{found.gaps} interval{'s' * (found.gaps > 1)} without a whole bar"] if found.gaps else []),
+        ],
     )
 
 

@@ -54,7 +54,8 @@ def register(read: Register) -> None:
     ) -> Reply[schemas.Candles]:
         """Get candles as columns, oldest first, the newest that fit; venue's time. Example: "1m", lookback "30m".
 
-        `as_of` (RFC 3339): as they stood then. An open last candle may still change.
+        `as_of` (RFC 3339): as they stood then. An open last candle may still change. For averages and the like use
+        market_get_indicators, for volatility market_get_statistics: they compute exactly.
         """
         service = state(ctx)
         instrument = service.prices.instrument(symbol, venue)
@@ -98,5 +99,5 @@ def columns(found: CandleSeries) -> schemas.Candles:
         first_complete=found.first_complete,
         sources=list(found.sources),
         gaps=found.gaps,
-        notes=list(found.notes),
+        notes=[*found.notes, *([] if found.candles or found.notes else ["no candles are known of this time"])],
     )

@@ -52,7 +52,10 @@ def register(read: Register) -> None:
         limit: Limit = 10,
         venue: VenueText = None,
     ) -> Reply[schemas.Found]:
-        """Find spot instruments by a part of their symbol; an empty query lists all. Example: query "btcusd"."""
+        """Find spot instruments by a part of their symbol; an empty query lists all. Example: query "btcusd".
+
+        Use it when you do not know how a symbol is written. It has rules, no prices.
+        """
         prices, reference = state(ctx).prices, state(ctx).reference
         asked, complete = prices.venue if venue is None else prices.choose("", venue).venue, True
         live = [item for item in prices.search("") if venue is None or item.venue == asked]
@@ -79,7 +82,7 @@ def register(read: Register) -> None:
     ) -> Reply[schemas.RulesWithFees]:
         """Get the venue's rules for a symbol: price tick, quantity step, minimums, maximums and fee rates.
 
-        fees_assumed: the rates are public ones, not your account's own.
+        Example: symbol "BTC/USDT". fees_assumed: the rates are public ones, not your account's own.
         """
         prices, reference = state(ctx).prices, state(ctx).reference
         rules, fees = await _rules(prices, reference, symbol, venue)

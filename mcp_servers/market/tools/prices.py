@@ -44,14 +44,22 @@ def register(read: Register) -> None:
     ) -> Reply[schemas.Tickers]:
         """Get best bid and ask, mid, last price and volume of up to 20 symbols. Example: symbols ["BTC/USDT"].
 
-        Without a venue another one stands in when the desk's own is not usable.
+        Without a venue another one stands in when the desk's own is not usable. Not for what an order would get: that
+        is market_estimate_fill. For all venues at once: market_compare_venues.
         """
         prices = state(ctx).prices
         ticks = [prices.tick(symbol, venue) for symbol in symbols]
         age = max((tick.age_ms for tick in ticks if tick.age_ms is not None), default=None)
         data = schemas.Tickers(tickers=[ticker_row(prices, tick) for tick in ticks])
         venues = {tick.instrument.venue for tick in ticks}
-        return ok(data, Meta(venue=",".join(sorted(venues)), age_ms=age))
+        books = [tick.book for tick in ticks if tick.book is not None]
+        meta = Meta(
+            venue=",".join(sorted(venues)),
+            as_of=timestamp(min(book.received_ts_ms for book in books)) if books else None,
+            age_ms=age,
+            source="+".join(sorted({book.feed.value for book in books})) or None,
+        )
+        return ok(data, meta)
 
     @read(title="Get order book")
     async def market_get_order_book(
@@ -67,19 +75,22 @@ def register(read: Register) -> None:
         """
         found = gather(state(ctx).prices, symbol, venue)
         data = book_row(found, depth=depth, with_fees=with_fees)
-        as_of = timestamp(max(item.book.published_ts_ms for item in found.books))
+        as_of = timestamp(data.received_ts_ms)  # a recording's own time, as in every other answer
         return ok(data, Meta(venue=found.label, age_ms=data.age_ms, as_of=as_of, source=data.source))
 
     @read(title="Compare venues")
     async def market_compare_venues(ctx: Context[HasPrices], symbol: SymbolText) -> Reply[schemas.Comparison]:
         """Compare a symbol's price on every venue: best bid and ask, spread between venues, deviation, index, mark.
 
-        A negative spread is no profit by itself: coins must already be where they are sold.
+        One symbol exactly, such as "BTC/USDT"; BTC/USD is another one. A negative spread is no profit by
+        itself: coins must already be where they are sold.
         """
         prices = state(ctx).prices
         found = gather(prices, symbol, ALL)
         times = times_of(found.judged)
-        return ok(comparison_row(prices, found), Meta(venue=ALL, age_ms=times.age_ms, source=times.source))
+        as_of = timestamp(times.received_ts_ms)
+        meta = Meta(venue=ALL, as_of=as_of, age_ms=times.age_ms, source=times.source)
+        return ok(comparison_row(prices, found), meta)
 
     fills.register(read)
 

@@ -25,7 +25,10 @@ def register(read: Register) -> None:
 
     @read(title="Market status")
     async def market_get_status(ctx: Context[MarketService]) -> Reply[schemas.Status]:
-        """Show whether prices can be traded on now, and why not: venues, failover, feeds, ages, gaps, skew."""
+        """Show whether prices can be traded on now, and why not: venues, failover, feeds, ages, gaps, skew.
+
+        Ask it first, and when a price is stale or missing. It has no prices.
+        """
         service = state(ctx)
         page = feed_rows(service)
         return ok(status_row(service, page.rows), Meta(venue=service.prices.venue, truncated=page.truncated))
@@ -34,6 +37,7 @@ def register(read: Register) -> None:
 def status_row(service: MarketService, feeds: list[schemas.FeedRow]) -> schemas.Status:
     """Return how venues and bus are, and whatever speaks against trading on these prices."""
     health, board = service.health(), service.prices.board
+    counters = {**{f"source_{name}": count for name, count in health.status.counters.items()}, **health.counters}
     reasons = service.reasons_against()
     return schemas.Status(
         safe_to_trade=not reasons,
@@ -45,7 +49,7 @@ def status_row(service: MarketService, feeds: list[schemas.FeedRow]) -> schemas.
         venues=[venue_row(board.health(venue)) for venue in board.venues],
         feeds=feeds,
         conflation=CONFLATION,
-        counters={**health.status.counters, **health.counters},
+        counters={name: count for name, count in counters.items() if count},
     )
 
 

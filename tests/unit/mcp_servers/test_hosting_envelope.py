@@ -164,6 +164,13 @@ def test_another_relative_time_is_refused(text: str) -> None:
     assert caught.value.code == "INVALID_LOOKBACK"
 
 
+def test_a_relative_time_that_is_too_long_is_told_the_longest() -> None:
+    assert parse_lookback("3660d") == 3_660 * 86_400_000
+    with pytest.raises(InvalidValue, match="longer than ten years") as caught:
+        parse_lookback("3661d")
+    assert caught.value.allowed == ("3660d",)
+
+
 def test_a_moment_is_relative_or_absolute_with_an_offset_and_past() -> None:
     now = 1_750_000_000_000
     assert parse_since("1h", now_ms=now) == now - 3_600_000

@@ -126,6 +126,19 @@ async def test_an_open_bar_is_neither_asked_for_nor_kept(desk: Desk) -> None:
     assert (await desk.kept())[-1] == 999
 
 
+async def test_a_clock_that_runs_ahead_does_not_make_an_open_bar_closed(desk: Desk) -> None:
+    desk.clock.advance(60_000)
+    desk.venue.bars.append(bar(1_000))  # ten seconds old at the venue, and not over
+    desk.filler = Backfill(desk.venue, desk.tables, desk.clock, wait_s=5, skew_ms=lambda _: 60_000)
+    assert await desk.fill((998, 1_001)) == ""
+    assert await desk.kept() == [998, 999]
+    desk.clock.advance(60_000)
+    desk.venue.bars[-1] = bar(1_000, 555)
+    assert await desk.fill((998, 1_001)) == ""
+    (kept,) = await desk.tables.read(MINUTES, at(1_000), at(1_001))
+    assert kept.candle.close == 555
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

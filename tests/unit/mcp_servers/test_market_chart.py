@@ -104,6 +104,25 @@ def test_the_picture_shows_candles_of_both_kinds_and_marks_of_both_sides() -> No
     assert min(count(having, BUY), count(having, SELL)) > 60
 
 
+def test_an_average_is_not_drawn_across_a_gap() -> None:
+    whole = drawing(60, last=None)
+
+    def columns(*gap: int) -> int:
+        """Return over how many columns of pixels an average reaches when some candles are missing."""
+        shown = replace(whole, candles=[candle for at, candle in enumerate(whole.candles) if at not in gap])
+        line = [float(whole.candles[30].close)] * len(shown.candles)
+        with_line, without = (
+            np.asarray(Image.open(io.BytesIO(paint(one))).convert("RGB"))[90:350]  # the prices, without the legend
+            for one in (replace(shown, ema={9: line}), shown)
+        )
+        return int((with_line != without).any(axis=(0, 2)).sum())
+
+    full = columns()
+    assert full > WIDTH * 0.8
+    assert columns(20) == full  # one interval without a trade is no gap
+    assert abs(columns(*range(20, 40)) - full * 2 / 3) < full * 0.05
+
+
 def test_the_picture_of_nothing_has_words_and_no_candle() -> None:
     png = paint(drawing(0))
     assert (count(png, UP), count(png, DOWN)) == (0, 0)
@@ -432,7 +451,7 @@ async def test_without_a_picture_the_numbers_are_answered(room: ChartRoom, monke
     [
         ({"symbol": "<script>alert(1)</script>"}, "UNKNOWN_INSTRUMENT"),
         ({"venue": "nowhere"}, "UNKNOWN_VENUE"),
-        ({"timeframe": "7m"}, "INVALID_ARGUMENTS"),
+        ({"timeframe": "7m"}, "INVALID_TIMEFRAME"),
         ({"lookback": "99999w"}, "INVALID_LOOKBACK"),
         ({"ema": [1]}, "INVALID_ARGUMENTS"),
         ({"ema": [5, 6, 7, 8]}, "INVALID_ARGUMENTS"),

@@ -252,3 +252,16 @@ def test_without_steps_and_minimums_no_other_spread_is_cheaper(
         alone = [estimate([o], Side.BUY, Decimal(s)) for o, s in zip(outlets, shares, strict=True) if s]
         if sum(item.filled for item in alone) == found.filled:
             assert found.cash <= sum(item.cash for item in alone)
+
+
+def test_more_than_the_largest_order_of_a_venue_stays_unfilled() -> None:
+    one, other = (outlet(name, [("99", "9")], [(price, "9")]) for name, price in (("a", "100"), ("b", "101")))
+    small = replace(one, instrument=replace(one.instrument, quantity_max=Decimal("2.5")))
+    alone = estimate([small], Side.BUY, Decimal(4))
+    assert (alone.filled, alone.unfilled, alone.notional) == (Decimal("2.5"), Decimal("1.5"), 250)
+    both = estimate([small, other], Side.BUY, Decimal(4))
+    assert {venue: part.walked.filled for venue, part in both.parts.items()} == {
+        "a": Decimal("2.5"),
+        "b": Decimal("1.5"),
+    }
+    assert both.unfilled == 0

@@ -16,7 +16,7 @@ from mcp_servers.market.sources.base import Difference, Restarted, Rules, Snapsh
 from tests.market_venue_support import FakeSource, Told
 from trading.adapters.market_stream import BookUpdate, LocalMarketFeed, TradeUpdate
 from trading.domain.instruments import Instrument
-from trading.domain.market_data import Feed
+from trading.domain.market_data import Feed, Side
 from trading.testing.clock import ManualClock
 
 
@@ -45,8 +45,9 @@ class Bench:
         self.source = FakeSource("binance", self.clock)
         self.feed, self.sink, self.told = LocalMarketFeed(self.clock, feed=Feed.LIVE), Sink(), Told()
         self.judge = QualityJudge(QualitySettings(), self.clock, 3_000)
+        self.candles = CandleStore()
         self.pipeline = MarketPipeline(
-            self.source, (self.feed, self.sink), CandleStore(), self.clock, judge=self.judge, events=self.told
+            self.source, (self.feed, self.sink), self.candles, self.clock, judge=self.judge, events=self.told
         )
 
     def book(self, mid: int, *, last_id: int = 0) -> None:
@@ -59,6 +60,28 @@ class Bench:
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
+
+
+@pytest.mark.parametrize("unit", [1_000, 0.001], ids=["microseconds", "seconds"])
+def test_times_of_another_unit_do_not_move_the_market(bench: Bench, unit: float) -> None:
+    now, candles = bench.clock.now_ms(), bench.candles
+    wrong = int(now * unit)
+    bench.pipeline.handle(TradeUpdate(bench.source.id, "1", "100", "9", Side.BUY, wrong, now))
+    bench.pipeline.handle(Snapshot(bench.source.id, 0, [["99", "1"]], [["101", "1"]], wrong, now))
+    bench.pipeline.handle(TradeUpdate(bench.source.id, "2", "100", "1", Side.BUY, now, now))
+    assert (candles.since_ms(bench.source.id), candles.now_ms(bench.source.id)) == (now, now)
+    assert candles.volume(bench.source.id, 86_400_000) == 1
+    assert bench.pipeline.counters["malformed"] == 1
+    assert bench.feed.last_trade(bench.source.id).trade_id == "2"  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_a_trade_told_late_may_open_a_candle_but_not_close_it(bench: Bench) -> None:
+    start = bench.clock.now_ms() - bench.clock.now_ms() % 60_000
+    for number, (second, price) in enumerate([(20, "103"), (40, "104"), (30, "105"), (10, "101")]):
+        at = start + second * 1_000
+        bench.pipeline.handle(TradeUpdate(bench.source.id, str(number), price, "1", Side.BUY, at, at))
+    (candle,) = bench.candles.candles(bench.source.id, "1m", 60_000)
+    assert [candle.open, candle.high, candle.low, candle.close, candle.trades] == [101, 105, 101, 104, 4]
 
 
 def test_an_outlier_leaves_as_an_empty_book_that_says_so(bench: Bench) -> None:

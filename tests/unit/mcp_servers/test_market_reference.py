@@ -390,6 +390,7 @@ async def test_the_best_match_comes_first_and_what_has_a_feed_before_its_equals(
     assert found("btc") == ["BTC/USDT", "BTC/EUR", "WBTC/USDT", "ETH/BTC"]
     assert found("xbt", "BTC/EUR") == ["BTC/EUR", "BTC/USDT", "WBTC/USDT", "ETH/BTC"]
     assert found("btc-eur") == ["BTC/EUR"]
+    assert found("Bitcoin") == found("btc")
     assert found("!?") == []
     assert len(found("")) == 4
 

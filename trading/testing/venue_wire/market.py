@@ -7,7 +7,7 @@ be compared with something that shares no code with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -89,18 +89,33 @@ class TrueBook:
 class WireMarket:
     """The venue's state while a tape is played.
 
+    Args:
+        tape: what happens.
+        clock_us: the venue's clock in microseconds; then everything happens when it is played, and not when it was
+            recorded. Who believes only fresh data needs that.
+
     Attributes:
         books: the true book of every symbol.
         prints: every trade so far, oldest first.
         position: how many events were played.
     """
 
-    def __init__(self, tape: Tape) -> None:
+    def __init__(self, tape: Tape, clock_us: Callable[[], int] | None = None) -> None:
         self._tape = tape
+        self._clock_us = clock_us
+        recorded_us = max((start.ts_us for start in tape.books.values()), default=0)
+        self._newest_us = recorded_us if clock_us is None else clock_us()
         self.books = {symbol: TrueBook(start) for symbol, start in tape.books.items()}
+        if clock_us is not None:
+            for book in self.books.values():
+                book.ts_us = self._newest_us
         self.prints: list[Print] = []
         self.position = 0
-        self.now_us = max((book.ts_us for book in self.books.values()), default=0)
+
+    @property
+    def now_us(self) -> int:
+        """The venue's time: its clock, or that of the newest event."""
+        return self._newest_us if self._clock_us is None else max(self._newest_us, self._clock_us())
 
     @property
     def left(self) -> int:
@@ -111,7 +126,11 @@ class WireMarket:
         """Yield the next events, each after it became true here."""
         for event in self._tape.events[self.position : self.position + count]:
             self.position += 1
-            self.now_us = max(self.now_us, event.ts_us)
+            if self._clock_us is None:
+                self._newest_us = max(self._newest_us, event.ts_us)
+            else:
+                self._newest_us = self.now_us
+                event = replace(event, ts_us=self._newest_us)
             if isinstance(event, BookChange):
                 self.books[event.symbol].apply(event)
             else:

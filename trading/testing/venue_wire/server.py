@@ -26,6 +26,7 @@ class VenueServer:
         dialect: whose words it speaks, such as ``BinanceDialect``.
         tape: what happens.
         records: the venue's recorded REST answers, ``load_rest(path)["binance"]``.
+        clock_us: the venue's clock in microseconds, when events are to happen at the time they are played.
 
     Attributes:
         market: what is true now.
@@ -39,8 +40,10 @@ class VenueServer:
         dialect: Callable[[WireMarket, Mapping[str, object]], Dialect],
         tape: Tape,
         records: Mapping[str, object],
+        *,
+        clock_us: Callable[[], int] | None = None,
     ) -> None:
-        self.market = WireMarket(tape)
+        self.market = WireMarket(tape, clock_us)
         self.faults = Faults()
         self.asked: Counter[str] = Counter()
         self._dialect = dialect(self.market, records)

@@ -249,8 +249,8 @@ class ChartView {
       if (!taken) this.#text(label(price), this.width + 7, y, "dim");
     }
     const span = this.to - this.from;
-    const most = Math.max(2, Math.floor(this.width / 90));
-    const hop = STEPS.find((size) => span / size <= most) ?? Math.ceil(span / most / 86_400_000) * 86_400_000;
+    const most = Math.max(3, Math.floor(this.width / 80));
+    const hop = STEPS.find((size) => size >= this.chart.interval && span / size <= most) ?? Math.ceil(span / most / 86_400_000) * 86_400_000;
     for (let time = Math.ceil(this.from / hop) * hop; time <= this.to; time += hop) {
       const x = Math.round(this.x(time)) + 0.5;
       this.#line(x, 0, x, floor, "grid");
@@ -294,12 +294,14 @@ class ChartView {
       pen.lineWidth = 1.5;
       pen.setLineDash([[], [6, 3], [2, 2]][i]);
       pen.beginPath();
-      let started = false;
+      let before = null;
       for (const bar of chart.bars) {
         const value = average.values[bar.index] ?? null;
         if (value === null) continue;
-        pen[started ? "lineTo" : "moveTo"](this.x(bar.time + chart.interval / 2), this.y(value));
-        started = true;
+        // A line across a gap would look like an average that somebody knew; one interval without a trade is none.
+        const joined = before !== null && bar.time - before < 2.5 * chart.interval;
+        pen[joined ? "lineTo" : "moveTo"](this.x(bar.time + chart.interval / 2), this.y(value));
+        before = bar.time;
       }
       pen.stroke();
       pen.setLineDash([]);

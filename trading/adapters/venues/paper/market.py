@@ -38,11 +38,20 @@ class Market:
             return False
         self.ladders[Side.BUY].update(book.bids)
         self.ladders[Side.SELL].update(book.asks)
+        if not self.has_book:  # whatever is kept already was there before this process: it meets the market now
+            for order in self._kept():
+                order.met_ts_ms = book.venue_ts_ms
         self.has_book, self.book_ts_ms = True, book.venue_ts_ms
         for side, resting in self.resting.items():
             if resting:
                 self._cap_queues(side)
         return True
+
+    def _kept(self) -> Iterator[PaperOrder]:
+        yield from self._stops
+        for resting in self.resting.values():
+            for _, orders in resting.levels():
+                yield from orders
 
     def _cap_queues(self, side: Side) -> None:
         """Nobody can be ahead of us who is not in the level any more; prints seen later may explain the cap."""
@@ -116,9 +125,9 @@ class Market:
         """Return stops whose price the book has reached, in order of arrival."""
         return [order for order in self._stops if self.is_triggered(order)]
 
-    def stops_hit_by_price(self, price: Decimal) -> list[PaperOrder]:
-        """Return stops that a print at this price triggers, in order of arrival."""
-        return [order for order in self._stops if _is_hit(order, price)]
+    def stops_hit_by_print(self, trade: TradePrint) -> list[PaperOrder]:
+        """Return stops that a print triggers, in order of arrival; one that is older than a stop does not."""
+        return [order for order in self._stops if trade.venue_ts_ms > order.met_ts_ms and _is_hit(order, trade.price)]
 
 
 def _advance(order: PaperOrder, trade: TradePrint, quantity: Decimal) -> Decimal:

@@ -12,7 +12,8 @@ same inputs always give the same outputs. How liquidity is taken is stated in ``
   what crossed. A crossed or locked public book is a fault of the feed and is ignored.
 - An order never meets our own: the newest is cancelled where it would (self-trade prevention).
 - A buy stop triggers when a print or the best ask is at or above it, a sell stop when a print or the best bid is
-  at or below it, and then acts like a market or limit order that has just arrived.
+  at or below it, and then acts like a market or limit order that has just arrived. Prints from before an order (a
+  venue repeats some with every connection) neither fill nor trigger it.
 """
 
 from __future__ import annotations
@@ -135,12 +136,12 @@ class PaperExchange:
         """Take in a public print; its symbol decides, its venue name does not."""
         step = Step(now_ms)
         market = self._markets.get(trade.instrument_id.symbol)
-        if market is None or not market.has_own_orders:
+        if market is None or not market.has_own_orders or not market.has_book:
             return step
         for order, quantity in market.fills_by_print(trade):
             self._fill(market, order, quantity, order.terms.limit_price or trade.price, Liquidity.MAKER, step)
             self._settle_end(market, order, step)
-        self._trigger(market, market.stops_hit_by_price(trade.price), step)
+        self._trigger(market, market.stops_hit_by_print(trade), step)
         return step
 
     # Entering -------------------------------------------------------------------------------------------------
@@ -325,7 +326,8 @@ class PaperExchange:
     def restore(self, order: PaperOrder) -> None:
         """Put back an order from the journal, in the order of arrival and before any other request.
 
-        Its place in the queue is not known after an absence: it counts as last until a book is seen.
+        Its place in the queue is not known after an absence: it counts as last until a book is seen, and prints from
+        before that book pass it by.
 
         Raises:
             ConfigurationError: it is open in an instrument that is not offered.

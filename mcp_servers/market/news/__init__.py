@@ -1,0 +1,1 @@
+"""News from outside: read, cut, marked as untrusted, never believed."""
