@@ -81,18 +81,35 @@ class Unheard:
 
 def open_limits() -> RiskLimits:
     """Return limits that every rule checks and no order of a benchmark meets."""
+    quote = Decimal(_MANY) * 1_000_000
     symbol = SymbolLimits(
-        order_quantity_max=Decimal(100), order_notional_max=Decimal(_MANY), position_quantity_max=Decimal(_MANY)
+        order_quantity_max=Decimal(100),
+        order_notional_max=Decimal(_MANY),
+        position_quantity_max=Decimal(_MANY),
+        symbol_open_orders_max=_MANY,
+        symbol_turnover_max=quote,
+        symbol_drift_max=quote,
     )
     return RiskLimits(
         symbols={BTC_USDT: symbol},
-        gross_exposure_max=Decimal(_MANY) * 1_000_000,
+        gross_exposure_max=quote,
+        net_exposure_max=quote,
+        concentration_pct_max=Decimal(100),
+        leverage_max=Decimal(_MANY),
         order_rate_per_s=_MANY,
         order_burst=_MANY,
         desk_rate_per_s=_MANY,
         desk_burst=_MANY,
+        symbol_rate_per_s=_MANY,
+        venue_rate_per_s=_MANY,
+        turnover_max=quote,
+        desk_turnover_max=quote,
+        desk_open_orders_max=_MANY,
+        venue_open_orders_max=_MANY,
+        entries_max=_MANY,
+        loss_streak_max=_MANY,
         open_approvals_max=_MANY,
-        reserved_notional_max=Decimal(_MANY) * 1_000_000,
+        reserved_notional_max=quote,
     )
 
 

@@ -114,6 +114,13 @@ prefer_bundled = true
 
 [risk.limits]
 gross_exposure_max = "{limits.gross_exposure_max:f}"
+net_exposure_max = "{limits.net_exposure_max:f}"
+turnover_max = "{limits.turnover_max:f}"
+desk_turnover_max = "{limits.desk_turnover_max:f}"
+desk_open_orders_max = {limits.desk_open_orders_max}
+venue_open_orders_max = {limits.venue_open_orders_max}
+entries_max = {limits.entries_max}
+loss_streak_max = {limits.loss_streak_max}
 order_rate_per_s = {limits.order_rate_per_s}
 order_burst = {limits.order_burst}
 desk_rate_per_s = {limits.desk_rate_per_s}
@@ -126,4 +133,7 @@ duplicate_window_ms = 0
 order_quantity_max = "{symbol.order_quantity_max:f}"
 order_notional_max = "{symbol.order_notional_max:f}"
 position_quantity_max = "{symbol.position_quantity_max:f}"
+symbol_open_orders_max = {symbol.symbol_open_orders_max}
+symbol_turnover_max = "{symbol.symbol_turnover_max:f}"
+symbol_drift_max = "{symbol.symbol_drift_max:f}"
 """

@@ -97,6 +97,14 @@ def wide_limits(**changes: Any) -> RiskLimits:
         "reserved_notional_max": Decimal(100_000_000),
         "undecided_notional_max": Decimal(1_000_000),
         "portfolio_max_age_ms": 5_000,
+        "net_exposure_max": Decimal(10_000_000),
+        "turnover_max": Decimal(100_000_000),
+        "desk_turnover_max": Decimal(100_000_000),
+        "desk_open_orders_max": 100_000,
+        "venue_open_orders_max": 100_000,
+        "entries_max": 100_000,
+        "loss_streak_max": 100_000,
+        "drawdown_pct_max": Decimal(100),
     }
     return RiskLimits(**{**values, **changes})
 
@@ -106,6 +114,11 @@ def wide_symbol(**changes: Any) -> SymbolLimits:
         "order_quantity_max": Decimal(100),
         "order_notional_max": Decimal(1_000_000),
         "position_quantity_max": Decimal(100),
+        "spread_bps_max": Decimal(9_000),
+        "move_bps_max": Decimal(9_000),
+        "symbol_open_orders_max": 100_000,
+        "symbol_turnover_max": Decimal(100_000_000),
+        "symbol_drift_max": Decimal(100_000_000),
     }
     return SymbolLimits(**{**values, **changes})
 

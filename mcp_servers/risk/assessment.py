@@ -10,7 +10,7 @@ Rules kept here:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
@@ -18,6 +18,7 @@ from trading.adapters.signing import seal
 from trading.domain.approvals import APPROVAL_PAYLOAD_TYPE, Approval, ApprovedOrder
 from trading.domain.denials import RiskDenial
 from trading.domain.identifiers import AgentId, ApprovalId, DecisionId, RequestId, client_order_id_for
+from trading.domain.instruments import InstrumentId
 from trading.domain.market_data import Side
 from trading.domain.money import ZERO, divide, multiply
 from trading.domain.proposals import OrderIntent
@@ -25,14 +26,14 @@ from trading.ports.clock import IdFactory
 from trading.ports.signing import Signer
 
 from .context import Frame, OrderContext
+from .nearest import LegalSearch
 from .payload import approval_payload
-from .policies.pipeline import RULES, RuleFunction, Verdict, evaluate, largest_quantity
+from .policies.pipeline import RULES, RuleFunction, Verdict, evaluate
 from .pricing import build_context, signed_terms
 from .rates import OrderRates, RecentOrders
-from .reservations import Reservation, ReservationBook
+from .reservations import Reservation, ReservationBook, resting_price
 
 NO_SCORE: Final = ZERO  # no risk model is installed
-_PREMISES: Final = 2  # attempts to find a size that passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Assessor:
             agent_id,
             decided=ask.decided,
             decision_problem=ask.problem,
-            rate_ok=self._rates.take(agent_id, frame.now_ms),
+            rate_ok=self._rates.take(agent_id, frame.now_ms, InstrumentId(intent.venue, intent.symbol)),
             duplicate_ms=self._recent.age_ms(content, frame.now_ms),
         )
         verdict = evaluate(context, self._rules)
@@ -109,6 +110,10 @@ class Assessor:
         approval = self._approve(context, ask)
         frame.reservations.add(reservation_of(approval, context.unit_cost))
         self._recent.add(content, frame.now_ms)
+        if context.notional is not None:
+            window_ms = frame.limits.turnover_window_ms
+            key = agent_id, context.instrument_id
+            frame.activity.flow.add(key, intent.side, context.notional, frame.now_ms, window_ms)
         payload = approval_payload(approval)
         envelope = seal(payload, APPROVAL_PAYLOAD_TYPE, self._signer).to_json()
         return Approved(approval, envelope, payload, content)
@@ -120,7 +125,7 @@ class Assessor:
             intent,
             agent_id,
             decided=False,
-            rate_ok=self._rates.tokens(agent_id, frame.now_ms) > 0,
+            rate_ok=self._rates.tokens(agent_id, frame.now_ms, InstrumentId(intent.venue, intent.symbol)) > 0,
             duplicate_ms=self._recent.age_ms(_content(agent_id, intent), frame.now_ms),
             explain=True,
         )
@@ -137,37 +142,28 @@ class Assessor:
             self._recent.forget(item.content)
 
     def largest(self, context: OrderContext) -> OrderIntent | None:
-        """Return the same order at the largest size that passes every rule now, None when no size does."""
-        quantity = largest_quantity(context)
-        instrument = context.instrument
-        if quantity is None or instrument is None:
-            return None
-        for _ in range(_PREMISES):
-            if quantity <= 0:
-                return None
-            intent = replace(context.intent, quantity=quantity)
-            if evaluate(_again(context, intent), self._rules).passed:
-                return intent
-            quantity -= instrument.quantity_step  # division may have rounded up by one step
-        return None
+        """Return the same order at the largest size, and at a legal price, that passes every rule now, or None."""
+        return self._search(context).largest()
 
     def nearest(self, context: OrderContext) -> OrderIntent | None:
-        """Return the legal order nearest to the one asked for: the venue's smallest if it was below, else smaller."""
-        instrument = context.instrument
-        price = context.limit_price or context.intent.stop_price
-        if instrument is None or price is None or price <= 0:
-            return None
-        least = instrument.smallest_quantity(price)
-        if context.quantity < least:
-            intent = replace(context.intent, quantity=least)
-            return intent if evaluate(_again(context, intent), self._rules).passed else None
-        floored = instrument.quantity_floor(context.quantity)
-        if floored != context.quantity:
-            intent = replace(context.intent, quantity=floored)
-            if evaluate(_again(context, intent), self._rules).passed:
-                return intent
-        largest = self.largest(context)
-        return largest if largest is not None and largest.quantity < context.quantity else None
+        """Return the legal order nearest to the one asked for, None when neither price nor size would help."""
+        return self._search(context).nearest()
+
+    def _search(self, context: OrderContext) -> LegalSearch:
+        return LegalSearch(context, self._again)
+
+    def _again(self, c: OrderContext, intent: OrderIntent) -> tuple[OrderContext, bool]:
+        """Return the same question for another price or size, and whether it passes."""
+        context = build_context(
+            c.frame,
+            intent,
+            c.agent_id,
+            decided=c.decided,
+            decision_problem=c.decision_problem,
+            rate_ok=c.rate_ok,
+            duplicate_ms=self._recent.age_ms(_content(c.agent_id, intent), c.frame.now_ms),
+        )
+        return context, evaluate(context, self._rules).passed
 
     def _deny(self, context: OrderContext, verdict: Verdict, ask: Ask) -> RiskDenial:
         return RiskDenial(
@@ -225,6 +221,7 @@ def reservation_of(approval: Approval, unit_cost: Decimal | None = None) -> Rese
         effect=approval.effect,
         quantity=order.quantity,
         unit_cost=unit_cost if unit_cost is not None else divide(approval.max_notional, order.quantity),
+        rests_at=resting_price(order),
     )
 
 
@@ -264,17 +261,4 @@ def _content(agent_id: AgentId, intent: OrderIntent) -> tuple[object, ...]:
         intent.quantity,
         intent.limit_price,
         intent.stop_price,
-    )
-
-
-def _again(c: OrderContext, intent: OrderIntent) -> OrderContext:
-    """Return the same question for another size."""
-    return build_context(
-        c.frame,
-        intent,
-        c.agent_id,
-        decided=c.decided,
-        decision_problem=c.decision_problem,
-        rate_ok=c.rate_ok,
-        duplicate_ms=None,
     )

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from mcp_servers.hosting import stop_process
 from mcp_servers.risk.bus import RedisHeartbeatSink, hear_execution
+from mcp_servers.risk.candle_closes import ArchiveCloses
 from mcp_servers.risk.decisions import PinnedKeys
 from mcp_servers.risk.heartbeat import PERIOD_S
 from mcp_servers.risk.parts import RiskParts
@@ -35,6 +36,7 @@ from trading.adapters.sql import (
     open_writer,
     recent_witnesses,
 )
+from trading.adapters.sql.candles import open_candles
 from trading.domain.errors import LedgerError, TradingError
 from trading.domain.events import Category
 from trading.domain.identifiers import AgentId
@@ -74,6 +76,7 @@ async def open_risk(
     location = LedgerLocation.of(desk)
     async with AsyncExitStack() as stack:
         readers = {room: await stack.enter_async_context(open_reader(room, location)) for room in _OTHERS}
+        candles = await stack.enter_async_context(open_candles(location, write=False))
         ledger = await stack.enter_async_context(
             open_writer(
                 "risk",
@@ -100,6 +103,7 @@ async def open_risk(
                 execution=readers["execution"],
                 coordinator=readers["coordinator"],
                 market=market,
+                last_trade=market.last_trade,
                 signer=signer,
                 clock=found_clock,
                 ids=found_ids,
@@ -116,6 +120,7 @@ async def open_risk(
                 operator=_operator(home),
                 operator_directory=home.run / "operator",
                 heads=[partial(newest_head, home, room) for room in _OTHERS],
+                closes=ArchiveCloses(candles),
                 wakeups=RedisSubscriber(redis, desk.desk).subscribe((Category.TRADING,)),
             )
         )

@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 from trading.domain.approvals import Effect, Epoch, TradingState
 from trading.domain.denials import Rule, RuleResult
 from trading.domain.identifiers import AgentId, Currency
 from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import OrderBook
-from trading.domain.money import plain, subtract
+from trading.domain.money import MAX_SCALE, plain, quantize_nearest, subtract
 from trading.domain.proposals import Mode, OrderIntent
 
+from .activity import Activity
 from .limits import Policy, RiskLimits, SymbolLimits
 from .portfolio import Portfolio
 from .reservations import AgentUse, Exposure, ReservationBook
+from .scopes import InForce
+from .unrest import Unrest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,7 @@ class MarketFrame:
     Attributes:
         mid: the newest two-sided mid, however old; None if there never was one.
         problem: why the market may not price new risk; empty when it may.
+        unrest: what is remembered of it beyond this moment; None when it was never looked at.
     """
 
     instrument: Instrument | None
@@ -39,6 +43,20 @@ class MarketFrame:
     mid: Decimal | None
     age_ms: int | None
     problem: str
+    unrest: Unrest | None = None
+
+
+class Others(NamedTuple):
+    """Worst-case values in quote of all instruments but one.
+
+    Attributes:
+        gross: sum of each one's larger worst case, >= 0.
+        long: sum of the signed values if every buy fills and no sell does.  short: the other way round.
+    """
+
+    gross: Decimal
+    long: Decimal
+    short: Decimal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +68,8 @@ class Frame:
         execution_age_ms: since execution's last heartbeat; None when there never was one.
         daily_result: quote earned by trading since 00:00 UTC, negative is a loss; None when it cannot be known.
         equity: quote; None when it cannot be known.
+        drawdown_pct: how far equity lies below its peak, deposits apart, percent; None when it cannot be known.
+        unresolved: orders whose outcome execution does not know; None when it was never heard.
         others: what ``policies.exposure`` remembers of all instruments but one, while nothing in them changes.
     """
 
@@ -65,8 +85,10 @@ class Frame:
     execution_age_ms: int | None
     daily_result: Decimal | None
     equity: Decimal | None
-    others: dict[InstrumentId, tuple[tuple[int, int], Decimal | None]] = field(
-        default_factory=dict[InstrumentId, tuple[tuple[int, int], Decimal | None]], compare=False, repr=False
+    drawdown_pct: Decimal | None = None
+    unresolved: int | None = None
+    others: dict[InstrumentId, tuple[tuple[int, int], Others | None]] = field(
+        default_factory=dict[InstrumentId, tuple[tuple[int, int], Others | None]], compare=False, repr=False
     )
 
     @property
@@ -75,10 +97,17 @@ class Frame:
         return self.policy.limits
 
     @property
+    def activity(self) -> Activity:
+        """What agents did lately."""
+        return self.portfolio.activity
+
+    @property
     def reservations(self) -> ReservationBook:
         """The live reservations."""
         return self.portfolio.reservations
 
+
+_SHOWN: Final = 6  # digits after the point of a ratio that has no end
 
 #: Shared results of rules that passed and whose figures nobody asked for.
 _PASSED: Final = {rule: RuleResult(rule=rule, passed=True, limit="", observed="", message="") for rule in Rule}
@@ -93,8 +122,10 @@ class OrderContext:
         notional: quantity at ``worst``.  unit_cost: quote per base with fees.
         held: base held of the instrument.  closable: base that an order on this side could still reduce.
         reduces: whether the order can only bring the position nearer to zero.
+        own_value: worst-case quote of the instrument with this order, once a rule has asked for it.
         walked: base that the book gives inside the band, for market orders.
-        rate_ok: whether the agent and the desk were within their rates when it was asked.
+        limits, symbol_limits: the strictest of all scopes; ``in_force`` says where each value comes from.
+        rate_ok: whether the agent, the symbol, the venue and the desk were within their rates when it was asked.
         duplicate_ms: age of the same content, approved before; None when there is none.
         decided: whether a verified decision stands behind it.  decision_problem: why one that was named does not.
         explain: whether rules that pass must say so in words.
@@ -114,6 +145,7 @@ class OrderContext:
         "fee_rate",
         "frame",
         "held",
+        "in_force",
         "instrument",
         "instrument_id",
         "intent",
@@ -121,6 +153,7 @@ class OrderContext:
         "limits",
         "market",
         "notional",
+        "own_value",
         "quantity",
         "rate_ok",
         "reduces",
@@ -132,6 +165,7 @@ class OrderContext:
     )
 
     frame: Frame
+    in_force: InForce
     limits: RiskLimits
     symbol_limits: SymbolLimits | None
     market: MarketFrame
@@ -148,6 +182,7 @@ class OrderContext:
     worst: Decimal | None
     notional: Decimal | None
     unit_cost: Decimal | None
+    own_value: Decimal | None
     fee_rate: Decimal
     band_low: Decimal | None
     band_high: Decimal | None
@@ -207,11 +242,12 @@ class OrderContext:
 def _headroom(value: object) -> str:
     if isinstance(value, tuple):
         most, used = cast("tuple[Decimal, Decimal]", value)
-        return plain(subtract(most, used))
+        return _text(subtract(most, used))
     return _text(value)
 
 
 def _text(value: object) -> str:
-    if isinstance(value, Decimal):
-        return plain(value)
-    return str(value)
+    if not isinstance(value, Decimal):
+        return str(value)
+    text = plain(value)
+    return text if len(text.partition(".")[2]) <= MAX_SCALE else plain(quantize_nearest(value, _SHOWN))

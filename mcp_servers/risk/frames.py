@@ -10,6 +10,7 @@ from trading.ports.clock import Clock
 from .breaker import Breaker
 from .context import Frame
 from .daily import DailyResult
+from .drawdown import Drawdown
 from .heartbeat import ExecutionPulse
 from .limits import Policy
 from .markets import Markets, marks_of
@@ -34,6 +35,7 @@ class FrameSource:
         breaker: Breaker,
         pulse: ExecutionPulse,
         daily: DailyResult,
+        drawdown: Drawdown,
         checked_ns: Callable[[], int | None],
     ) -> None:
         self._clock = clock
@@ -44,6 +46,7 @@ class FrameSource:
         self._breaker = breaker
         self._pulse = pulse
         self._daily = daily
+        self._drawdown = drawdown
         self._checked_ns = checked_ns
 
     def now_ms(self) -> int:
@@ -58,6 +61,9 @@ class FrameSource:
             self._portfolio.polled(now_ms - (self._clock.monotonic_ns() - checked_ns) // 1_000_000)
         markets = self._markets.frames(self.policy.limits, now_ms)
         marks = marks_of(markets, self._portfolio.quote)
+        result, equity = self._portfolio.trading_result(marks), self._portfolio.equity(marks)
+        execution_age_ms = self._pulse.age_ms(now_ms)
+        self._portfolio.activity.flow.expire(now_ms, self.policy.limits.turnover_window_ms)
         return Frame(
             now_ms=now_ms,
             mode=self._mode,
@@ -68,7 +74,9 @@ class FrameSource:
             marks=marks,
             portfolio=self._portfolio,
             portfolio_age_ms=self._portfolio.age_ms(now_ms),
-            execution_age_ms=self._pulse.age_ms(now_ms),
-            daily_result=self._daily.of(self._portfolio.trading_result(marks), now_ms),
-            equity=self._portfolio.equity(marks),
+            execution_age_ms=execution_age_ms,
+            daily_result=self._daily.of(result, now_ms),
+            equity=equity,
+            drawdown_pct=self._drawdown.of(result, equity),
+            unresolved=None if execution_age_ms is None else self._pulse.unresolved,
         )

@@ -2,11 +2,13 @@
 
 Amounts are decimal strings or integers in the file; a float is refused, because it cannot say exactly what was meant.
 Unknown keys refuse to start. A symbol without limits of its own may not be traded, except to close it.
+Scopes (``accounts``, ``modes``, ``venues``, ``agents``) may bound the same values again; the strictest of all that
+hold for an order is in force (``scopes.py``), so a scope can tighten and never loosen.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Annotated, Any, Final, Self
 
@@ -15,21 +17,12 @@ from pydantic import BeforeValidator, Field, StrictBool, model_validator
 from trading.adapters import codec
 from trading.adapters.config import SectionModel
 from trading.adapters.signing import digest
-from trading.domain.identifiers import AgentId, Symbol, parse_symbol
-from trading.domain.proposals import Mode, OrderType
+from trading.domain.identifiers import AccountId, AgentId, Symbol, Venue, parse_symbol
+from trading.domain.proposals import Mode, OrderType, TimeInForce
 from trading.domain.voting import QuorumPolicy
 
-
-def _exact(value: object) -> object:
-    if isinstance(value, (float, bool)):
-        raise ValueError('write a decimal as text, for example "0.5"')
-    return value
-
-
-Amount = Annotated[Decimal, BeforeValidator(_exact), Field(gt=0)]
-Bps = Annotated[Decimal, BeforeValidator(_exact), Field(gt=0, lt=10_000)]
-Millis = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(gt=0)]
+from .scopes import ScopeLimits, Scopes
+from .values import Amount, Bps, Count, Millis, Percent
 
 
 class SymbolLimits(SectionModel):
@@ -42,6 +35,12 @@ class SymbolLimits(SectionModel):
         collar_bps: how far a limit may lie on the adverse side of the mid.
         stop_band_bps: how far a trigger may lie from the mid, on its own side.
         impact_bps_max: how far a market order may walk the book from the mid.
+        spread_bps_max: the widest spread at which new risk may be added.
+        move_bps_max: how far the mid may have ranged within ``move_window_ms`` when new risk is added.
+        symbol_open_orders_max: approvals and orders of the symbol that may still trade.
+        symbol_turnover_max: quote approved in the symbol within ``turnover_window_ms``, both sides together.
+        symbol_drift_max: quote by which the buys and sells approved in that window may differ.
+        trade_size_multiple_max: one order in multiples of the median public trade; None judges no order by it.
     """
 
     order_quantity_max: Amount = Decimal("0.5")
@@ -50,6 +49,12 @@ class SymbolLimits(SectionModel):
     collar_bps: Bps = Decimal(100)
     stop_band_bps: Bps = Decimal(2_000)
     impact_bps_max: Bps = Decimal(50)
+    spread_bps_max: Bps = Decimal(200)
+    move_bps_max: Bps = Decimal(1_000)
+    symbol_open_orders_max: Count = 200
+    symbol_turnover_max: Amount = Decimal(500_000)
+    symbol_drift_max: Amount = Decimal(250_000)
+    trade_size_multiple_max: Amount | None = None
 
 
 class QuorumLimits(SectionModel):
@@ -84,15 +89,29 @@ class RiskLimits(SectionModel):
 
     Attributes:
         symbols: limits by symbol; what is not listed is restricted.
-        order_types: what may be asked for.
+        order_types, times_in_force: what may be asked for.
+        accounts, modes, venues, agents: tighter limits for orders of that account, mode, venue or agent.
         gross_exposure_max: quote, sum over instruments of the worst case of each.
+        net_exposure_max: quote, worst case of longs less shorts over all instruments, either way.
+        concentration_pct_max: worst-case value of one asset in percent of equity; None sets no bound.
+        leverage_max: worst-case gross value in multiples of equity; None sets no bound (spot cannot borrow).
         daily_loss_max: quote lost by trading since 00:00 UTC; reaching it trips to REDUCING.
+        drawdown_pct_max: how far equity may lie below its peak, deposits and withdrawals apart, in percent.
+        loss_streak_max, loss_window_ms: losing orders of one agent in a row, none of them older than the window.
+        entries_max, entries_window_ms: filled entries of one agent in one symbol; one more stops it until the operator
+            resumes.
         band_bps_decided, band_bps_interactive: half width of the approved band, with and without a decision.
         band_bps_exit: half width of the band of an order that only reduces.
         ttl_ms_decided, ttl_ms_interactive: longest life of an approval, with and without a decision.
         market_max_age_ms, instrument_max_age_ms, portfolio_max_age_ms, execution_max_age_ms: older counts as missing.
         order_rate_per_s, order_burst: orders of one agent, refused ones included.
         desk_rate_per_s, desk_burst: orders of all agents together.
+        symbol_rate_per_s, venue_rate_per_s: orders of all agents in one symbol, at one venue; as many at once.
+        turnover_window_ms: the length of "lately" for the three below and for a symbol's own.
+        turnover_max, desk_turnover_max: quote approved lately for one agent, for all; both sides together.
+        desk_open_orders_max, venue_open_orders_max: approvals and orders that may still trade.
+        unresolved_orders_max: orders whose outcome execution does not know, above which no risk is added.
+        move_window_ms: how far back a symbol's ``move_bps_max`` looks.
         duplicate_window_ms: how long the same order of the same agent is taken for a mistake; 0 turns the rule off.
         open_approvals_max: approvals of one agent that are not used yet.
         reserved_notional_max: quote reserved for one agent.
@@ -105,9 +124,22 @@ class RiskLimits(SectionModel):
     symbols: Annotated[dict[Symbol, SymbolLimits], BeforeValidator(_symbols)] = Field(
         default={Symbol("BTC/USDT"): SymbolLimits()}
     )
+    accounts: dict[AccountId, ScopeLimits] = Field(default_factory=dict[AccountId, ScopeLimits])
+    modes: dict[Mode, ScopeLimits] = Field(default_factory=dict[Mode, ScopeLimits])
+    venues: dict[Venue, ScopeLimits] = Field(default_factory=dict[Venue, ScopeLimits])
+    agents: dict[AgentId, ScopeLimits] = Field(default_factory=dict[AgentId, ScopeLimits])
     order_types: tuple[OrderType, ...] = tuple(OrderType)
+    times_in_force: tuple[TimeInForce, ...] = tuple(TimeInForce)
     gross_exposure_max: Amount = Decimal(60_000)
+    net_exposure_max: Amount = Decimal(60_000)
+    concentration_pct_max: Percent | None = None
+    leverage_max: Amount | None = None
     daily_loss_max: Amount = Decimal(2_000)
+    drawdown_pct_max: Percent = Decimal(20)
+    loss_streak_max: Count = 20
+    loss_window_ms: Millis = 86_400_000
+    entries_max: Count = 120
+    entries_window_ms: Millis = 60_000
     band_bps_decided: Bps = Decimal(100)
     band_bps_interactive: Bps = Decimal(50)
     band_bps_exit: Bps = Decimal(300)
@@ -121,6 +153,15 @@ class RiskLimits(SectionModel):
     order_burst: Count = 40
     desk_rate_per_s: Count = 200
     desk_burst: Count = 400
+    symbol_rate_per_s: Count | None = None
+    venue_rate_per_s: Count | None = None
+    turnover_window_ms: Millis = 60_000
+    turnover_max: Amount = Decimal(250_000)
+    desk_turnover_max: Amount = Decimal(500_000)
+    desk_open_orders_max: Count = 500
+    venue_open_orders_max: Count = 500
+    unresolved_orders_max: Annotated[int, Field(ge=0)] = 3
+    move_window_ms: Millis = 60_000
     duplicate_window_ms: Annotated[int, Field(ge=0)] = 2_000
     open_approvals_max: Count = 20
     reserved_notional_max: Amount = Decimal(50_000)
@@ -146,6 +187,7 @@ class Policy:
         digest: SHA-256 of the document, 64 hexadecimal digits.
         document: RFC 8785 text of the limits.
         min_version: approvals under an older version are refused by execution.
+        scopes: what is in force for one order, by account, mode, venue, agent and symbol.
     """
 
     limits: RiskLimits
@@ -153,11 +195,16 @@ class Policy:
     digest: str
     document: str
     min_version: int
+    scopes: Scopes = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scopes", Scopes(self.limits, DEFAULTS, SymbolLimits()))
 
 
 def document_of(limits: RiskLimits) -> str:
     """Return the canonical text of the limits; equal limits have equal text."""
     data: dict[str, Any] = limits.model_dump()
+    data["modes"] = {mode.value: scope for mode, scope in data["modes"].items()}  # JSON has no keys but text
     return codec.canonical(data).decode()
 
 

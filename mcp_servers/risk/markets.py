@@ -9,11 +9,12 @@ from typing import Protocol
 
 from trading.domain.identifiers import Currency
 from trading.domain.instruments import Instrument, InstrumentId
-from trading.domain.market_data import OrderBook
+from trading.domain.market_data import OrderBook, TradePrint
 from trading.domain.proposals import Mode
 
 from .context import MarketFrame
 from .limits import RiskLimits
+from .unrest import Unrest
 
 
 class MarketSource(Protocol):
@@ -31,7 +32,7 @@ class MarketSource(Protocol):
 class _Known:
     """What is remembered of one instrument between frames."""
 
-    __slots__ = ("book", "book_mid", "instrument", "mid", "raw", "seen_ms")
+    __slots__ = ("book", "book_mid", "instrument", "mid", "raw", "seen_ms", "unrest")
 
     def __init__(self) -> None:
         self.book: OrderBook | None = None
@@ -40,6 +41,7 @@ class _Known:
         self.instrument: Instrument | None = None
         self.mid: Decimal | None = None
         self.seen_ms = 0
+        self.unrest = Unrest()
 
 
 class Markets:
@@ -50,6 +52,7 @@ class Markets:
         instruments: what the desk trades.
         data_of: whose market data prices an instrument (the paper venue trades on another venue's book).
         mode: outside paper the venue's own time must be fresh too.
+        last_trade: the newest public trade of an instrument; None where none are read.
     """
 
     def __init__(
@@ -58,10 +61,12 @@ class Markets:
         instruments: tuple[InstrumentId, ...],
         data_of: Callable[[InstrumentId], InstrumentId],
         mode: Mode,
+        last_trade: Callable[[InstrumentId], TradePrint | None] | None = None,
     ) -> None:
         self._source = source
         self._data_of = {instrument_id: data_of(instrument_id) for instrument_id in instruments}
         self._mode = mode
+        self._last_trade = last_trade
         self._known = {instrument_id: _Known() for instrument_id in instruments}
 
     def frames(self, limits: RiskLimits, now_ms: int) -> dict[InstrumentId, MarketFrame]:
@@ -78,7 +83,11 @@ class Markets:
         age = None if book is None else self._age_ms(book, now_ms)
         if book is not known.book:
             known.book, known.book_mid = book, None if book is None else book.mid
+            if known.book_mid is not None:
+                known.unrest.range.observe(known.book_mid, now_ms, limits.move_window_ms)
         mid = known.book_mid
+        if self._last_trade is not None:
+            known.unrest.sizes.observe(self._last_trade(data_id))
         problem = _problem(book, mid, age, limits.market_max_age_ms)
         if mid is not None:
             known.mid = mid
@@ -91,6 +100,7 @@ class Markets:
             mid=known.mid,
             age_ms=age,
             problem=problem,
+            unrest=known.unrest,
         )
 
     def _age_ms(self, book: OrderBook, now_ms: int) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trading.domain.denials import RuleResult
 from trading.domain.events import HeadWitnessed
 from trading.domain.identifiers import AccountId, Currency, Symbol, Venue
 from trading.domain.instruments import InstrumentId
+from trading.domain.market_data import TradePrint
 from trading.domain.proposals import Mode, OrderIntent
 from trading.ports.clock import Clock, IdFactory
 from trading.ports.ledger import Ledger, LedgerReader
@@ -23,6 +25,9 @@ from .limits import RiskLimits
 from .markets import MarketSource
 from .policies.pipeline import RULES, RuleFunction
 
+if TYPE_CHECKING:
+    from .numbers.history import ClosesSource
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RiskParts:
@@ -31,16 +36,19 @@ class RiskParts:
     Attributes:
         ledger: risk's own, held under its lease.
         execution, coordinator: the other rooms' ledgers, read only; without a coordinator no decision is accepted.
+        last_trade: newest public trade of a data instrument; None where a limit on trade sizes cannot be judged.
         data_of: whose market data prices an instrument.
         keys: pinned public keys of voters and leader; None accepts no decision.
         operator: pins the operator's key; operator_directory: where command files are looked for.
         heads: newest signed audit heads of other rooms, to be witnessed.
+        closes: archived candles for the risk numbers; None leaves them the bundled history.
     """
 
     ledger: Ledger
     execution: LedgerReader
     coordinator: LedgerReader | None = None
     market: MarketSource
+    last_trade: Callable[[InstrumentId], TradePrint | None] | None = None
     signer: Signer
     clock: Clock
     ids: IdFactory
@@ -59,6 +67,7 @@ class RiskParts:
     heads: Sequence[Callable[[], HeadWitnessed | None]] = ()
     wakeups: AsyncIterator[object] | None = None
     rules: Sequence[RuleFunction] = RULES
+    closes: ClosesSource | None = None
 
 
 @dataclass(frozen=True, slots=True)

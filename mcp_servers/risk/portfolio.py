@@ -7,9 +7,11 @@ stops counting only when the ledger says how it ended.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Final, NamedTuple
 
 from trading.domain.accounts import AccountBook, split_symbol
 from trading.domain.approvals import ApprovedOrder, Effect, Fate
@@ -27,11 +29,15 @@ from trading.domain.instruments import InstrumentId
 from trading.domain.market_data import Side
 from trading.domain.money import ZERO, add, multiply, subtract
 from trading.domain.orders import Order, OrderStatus
+from trading.domain.positions import Position
 
-from .reservations import Reservation, ReservationBook, unit_cost_of
+from .activity import Activity
+from .reservations import Reservation, ReservationBook, resting_price, unit_cost_of
 
 #: Fee assumed for an order that risk has no approval for; above every spot venue's published rate.
 _FOREIGN_FEE = Decimal("0.02")
+#: Orders of an earlier run looked at to fill the turnover windows again; the newest are kept.
+_REBUILT_KEPT: Final = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,15 @@ class Changes:
 
     released: tuple[ReservationReleased, ...] = ()
     alarms: tuple[AlarmRaised, ...] = ()
+
+
+class OpenedOrder(NamedTuple):
+    """An order that was found while rebuilding, and when it was opened."""
+
+    approval_id: ApprovalId
+    agent_id: AgentId
+    terms: ApprovedOrder
+    at_ms: int
 
 
 class Portfolio:
@@ -59,6 +74,10 @@ class Portfolio:
         self.applied_seq = 0
         self.polled_ms = 0
         self.funded: dict[Currency, Decimal] = {}
+        self._beyond: tuple[int, dict[Currency, Decimal]] = (0, {})  # as of which event, and what trading changed
+        self.activity = Activity()
+        self.rebuilt: deque[OpenedOrder] = deque(maxlen=_REBUILT_KEPT)
+        self._earned: dict[OrderId, Decimal] = {}
         self._reported: dict[OrderId, Decimal] = {}
         self._behind_since_ms: int | None = None
         self._behind_seq = 0
@@ -100,11 +119,13 @@ class Portfolio:
 
         Everything beyond what was paid in, valued now: a deposit is no profit and a withdrawal no loss.
         """
-        beyond = {
-            currency: subtract(self.book.totals.get(currency, ZERO), self.funded.get(currency, ZERO))
-            for currency in self.book.totals
-        }
-        return self._worth(beyond, marks)
+        if self._beyond[0] != self.applied_seq:
+            changes = {
+                currency: subtract(amount, self.funded.get(currency, ZERO))
+                for currency, amount in self.book.totals.items()
+            }
+            self._beyond = self.applied_seq, {currency: amount for currency, amount in changes.items() if amount}
+        return self._worth(self._beyond[1], marks)
 
     def _worth(self, amounts: Mapping[Currency, Decimal], marks: Mapping[Currency, Decimal]) -> Decimal | None:
         worth = ZERO
@@ -172,15 +193,21 @@ class Portfolio:
         live: bool,
     ) -> None:
         event = envelope.payload
+        before = self.book.position(event.fill.instrument_id) if isinstance(event, OrderFilled) else None
         alarm = self.book.apply(event, now_ms=envelope.timestamp_ms)
         if alarm is not None and isinstance(event, OrderFilled) and live:
             alarms.append(_alarm(alarm.value, "a fill came that should not have; it counts", event.fill.order_id))
         match event:
             case OrderInitialized():
                 if event.terms.account_id == self.account_id:
+                    if not live:
+                        opened = OpenedOrder(event.approval_id, event.agent_id, event.terms, envelope.timestamp_ms)
+                        self.rebuilt.append(opened)
                     self._consumed(event, alarms, live=live)
             case OrderFilled(fill=fill):
                 self._reported[fill.order_id] = event.filled
+                if before is not None and (stopped := self._filled(event, before, envelope.timestamp_ms)) and live:
+                    alarms.append(stopped)
             case ApprovalEnded(fate=Fate.LAPSED | Fate.VOIDED):
                 self._release(event.approval_id, event.fate.value, released)
                 return
@@ -206,6 +233,8 @@ class Portfolio:
         """Let the reservation count for what may still trade, or end it on terminal evidence."""
         if order.is_terminal and self._fills_complete(order):
             self._reported.pop(order.order_id, None)
+            if (earned := self._earned.pop(order.order_id, None)) is not None:
+                self.activity.closed(order.agent_id, earned, order.updated_ms)
             self._release(order.approval_id, order.status.value, released)
             return
         leaves = max(ZERO, subtract(order.terms.quantity, order.filled))
@@ -214,6 +243,23 @@ class Portfolio:
             self.reservations.add(_foreign(order.approval_id, order.agent_id, order.effect, order.terms))
             self.reservations.consume(order.approval_id, order.order_id)
         self.reservations.shrink(order.approval_id, leaves)
+
+    def _filled(self, event: OrderFilled, before: Position, at_ms: int) -> AlarmRaised | None:
+        """Tell the activity what a fill was: an entry, a close, or neither; an alarm when it stops the agent."""
+        fill = event.fill
+        order = self.book.order(fill.order_id)
+        after = self.book.position(fill.instrument_id)
+        if order is None or after is before:
+            return None
+        if after.realized != before.realized:
+            fee = fill.fee if fill.fee_currency == self.quote else ZERO
+            earned = subtract(subtract(after.realized, before.realized), fee)
+            self._earned[order.order_id] = add(self._earned.get(order.order_id, ZERO), earned)
+        first = event.filled <= fill.quantity and order.effect is Effect.INCREASE
+        if first and self.activity.entered(order.agent_id, fill.instrument_id, at_ms):
+            message = f"{order.agent_id} entered {fill.instrument_id.symbol} too often; only a person lets it go on"
+            return _alarm("REPEATED_EXECUTION", message, order.order_id)
+        return None
 
     def _fills_complete(self, order: Order) -> bool:
         """Whether every fill the venue reported is in the book, so that nothing is counted by neither side."""
@@ -236,6 +282,7 @@ def _foreign(approval_id: ApprovalId, agent_id: AgentId, effect: Effect, terms: 
         effect=effect,
         quantity=terms.quantity,
         unit_cost=unit_cost_of(terms, _FOREIGN_FEE),
+        rests_at=resting_price(terms),
         foreign=True,
     )
 

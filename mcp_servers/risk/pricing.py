@@ -50,15 +50,15 @@ def build_context(
         rate_ok, duplicate_ms: what the counters said when the order was counted.
         explain: make rules that pass say so in words.
     """
-    limits = frame.limits
+    in_force = frame.policy.scopes.of(intent.account_id, frame.mode, intent.venue, agent_id, intent.symbol)
     instrument_id = InstrumentId(intent.venue, intent.symbol)
     market = frame.markets.get(instrument_id, NO_MARKET)
     instrument = market.instrument
     reservations = frame.reservations
 
     c = OrderContext()
-    c.frame, c.limits, c.intent, c.agent_id, c.explain = frame, limits, intent, agent_id, explain
-    c.symbol_limits = limits.symbols.get(intent.symbol)
+    c.frame, c.intent, c.agent_id, c.explain = frame, intent, agent_id, explain
+    c.in_force, c.limits, c.symbol_limits = in_force, in_force.limits, in_force.symbol
     c.market, c.instrument = market, instrument
     c.quantity = intent.quantity
     c.instrument_id, c.held = instrument_id, frame.portfolio.held(instrument_id)
@@ -69,7 +69,7 @@ def build_context(
     c.use = reservations.agent(agent_id)
     c.rate_ok, c.duplicate_ms = rate_ok, duplicate_ms
     c.decided, c.decision_problem = decided, decision_problem
-    c.band_low = c.band_high = c.limit_price = c.worst = c.notional = c.unit_cost = c.walked = None
+    c.band_low = c.band_high = c.limit_price = c.worst = c.notional = c.unit_cost = c.walked = c.own_value = None
     c.fee_rate = ZERO
     if instrument is not None:
         _price(c, instrument)

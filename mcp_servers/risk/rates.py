@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from trading.domain.identifiers import AgentId
+from trading.domain.instruments import InstrumentId
 
 _KEPT_MAX = 10_000  # remembered orders and agents; older ones are forgotten first
 
@@ -37,35 +38,62 @@ class TokenBucket:
         return True
 
 
+Rate = tuple[int, int]
+"""Orders a second, and how many at once."""
+
+
 class OrderRates:
-    """Token buckets of every agent and of the desk.
+    """Token buckets of every agent, of every symbol and venue where a limit asks for them, and of the desk.
 
     Args:
-        per_agent, desk: (orders a second, burst).
+        per_agent: gives the rate of one agent.
+        per_symbol, per_venue: orders of all agents together; None sets no bound.
     """
 
-    def __init__(self, per_agent: tuple[int, int], desk: tuple[int, int], *, now_ms: int) -> None:
+    def __init__(
+        self,
+        per_agent: Callable[[AgentId], Rate],
+        desk: Rate,
+        *,
+        now_ms: int,
+        per_symbol: Rate | None = None,
+        per_venue: Rate | None = None,
+    ) -> None:
         self._per_agent = per_agent
-        self._agents: OrderedDict[AgentId, TokenBucket] = OrderedDict()
+        self._per_symbol = per_symbol
+        self._per_venue = per_venue
+        self._buckets: OrderedDict[tuple[str, ...], TokenBucket] = OrderedDict()
         self._desk = TokenBucket(*desk, now_ms)
 
-    def take(self, agent_id: AgentId, now_ms: int) -> bool:
-        """Count one order of the agent; False when it or the desk is over its rate."""
-        own = self._bucket(agent_id, now_ms).take(now_ms)
-        desk = self._desk.take(now_ms)
-        return own and desk
+    def take(self, agent_id: AgentId, now_ms: int, instrument_id: InstrumentId | None = None) -> bool:
+        """Count one order; False when the agent, its symbol, its venue or the desk is over its rate."""
+        taken = [bucket.take(now_ms) for bucket in self._of(agent_id, now_ms, instrument_id)]
+        return False not in taken
 
-    def tokens(self, agent_id: AgentId, now_ms: int) -> int:
+    def tokens(self, agent_id: AgentId, now_ms: int, instrument_id: InstrumentId | None = None) -> int:
         """Return how many orders the agent may send now."""
-        return min(self._bucket(agent_id, now_ms).tokens(now_ms), self._desk.tokens(now_ms))
+        return min([bucket.tokens(now_ms) for bucket in self._of(agent_id, now_ms, instrument_id)])
 
-    def _bucket(self, agent_id: AgentId, now_ms: int) -> TokenBucket:
-        bucket = self._agents.get(agent_id)
+    def _of(self, agent_id: AgentId, now_ms: int, instrument_id: InstrumentId | None) -> list[TokenBucket]:
+        buckets = [self._desk, self._bucket(("agent", agent_id), now_ms)]
+        if instrument_id is not None:
+            if self._per_symbol is not None:
+                buckets.append(self._bucket(("symbol", *instrument_id), now_ms))
+            if self._per_venue is not None:
+                buckets.append(self._bucket(("venue", instrument_id.venue), now_ms))
+        return buckets
+
+    def _bucket(self, key: tuple[str, ...], now_ms: int) -> TokenBucket:
+        bucket = self._buckets.get(key)
         if bucket is None:
-            while len(self._agents) >= _KEPT_MAX:
-                self._agents.popitem(last=False)
-            bucket = self._agents[agent_id] = TokenBucket(*self._per_agent, now_ms)
+            while len(self._buckets) >= _KEPT_MAX:
+                self._buckets.popitem(last=False)
+            bucket = self._buckets[key] = TokenBucket(*self._rate(key), now_ms)
         return bucket
+
+    def _rate(self, key: tuple[str, ...]) -> Rate:
+        found = {"symbol": self._per_symbol, "venue": self._per_venue}.get(key[0])
+        return found if found is not None else self._per_agent(AgentId(key[1]))
 
 
 class RecentOrders:

@@ -17,10 +17,44 @@ from collections.abc import Iterator
 from decimal import Decimal
 
 from trading.domain.approvals import ApprovedOrder, Effect
-from trading.domain.identifiers import AgentId, ApprovalId, Currency, OrderId
+from trading.domain.identifiers import AgentId, ApprovalId, Currency, OrderId, Venue
 from trading.domain.instruments import InstrumentId
-from trading.domain.market_data import Side
+from trading.domain.market_data import Side, is_worse
 from trading.domain.money import ONE, ZERO, add, multiply, subtract
+from trading.domain.proposals import OrderType, TimeInForce
+
+
+class RestingPrices:
+    """Prices of one side at which orders may rest; knows the best of them without looking at all each time."""
+
+    __slots__ = ("_best", "_counts", "_side")
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._counts: dict[Decimal, int] = {}
+        self._best: Decimal | None = None
+
+    def best(self) -> Decimal | None:
+        """Return the price the opposite side would meet first; None when nothing rests."""
+        if self._best is None and self._counts:
+            self._best = max(self._counts) if self._side is Side.BUY else min(self._counts)
+        return self._best
+
+    def add(self, price: Decimal) -> None:
+        """Count one more order at that price."""
+        self._counts[price] = self._counts.get(price, 0) + 1
+        if len(self._counts) == 1 or (self._best is not None and is_worse(price, self._best, self._side)):
+            self._best = price  # the worst for its owner is first in line
+
+    def remove(self, price: Decimal) -> None:
+        """Count one less."""
+        left = self._counts[price] - 1
+        if left:
+            self._counts[price] = left
+            return
+        del self._counts[price]
+        if price == self._best:
+            self._best = None
 
 
 class Exposure:
@@ -29,16 +63,35 @@ class Exposure:
     Attributes:
         buy_open, sell_open: base that may still be bought or sold.
         buy_cost: quote that the buys may still cost, fees included.
+        orders: how many promises are open.
         changes: how often any of it has changed.
+        resting_buys, resting_sells: limit prices of promises that may come to rest in the venue's book; None while
+            there never was one.
     """
 
-    __slots__ = ("buy_cost", "buy_open", "changes", "sell_open")
+    __slots__ = ("buy_cost", "buy_open", "changes", "orders", "resting_buys", "resting_sells", "sell_open")
 
     def __init__(self) -> None:
         self.changes = 0
+        self.orders = 0
+        self.resting_buys: RestingPrices | None = None
+        self.resting_sells: RestingPrices | None = None
         self.buy_open = ZERO
         self.sell_open = ZERO
         self.buy_cost = ZERO
+
+    def best_resting(self, side: Side) -> Decimal | None:
+        """Return the price of our own that an order against ``side`` would meet first; None when nothing rests."""
+        prices = self.resting_buys if side is Side.BUY else self.resting_sells
+        return None if prices is None else prices.best()
+
+    def list_resting(self, side: Side, price: Decimal, step: int) -> None:
+        """Count a resting order that begins (+1) or is over (-1)."""
+        if side is Side.BUY:
+            prices = self.resting_buys = self.resting_buys or RestingPrices(side)
+        else:
+            prices = self.resting_sells = self.resting_sells or RestingPrices(side)
+        (prices.add if step > 0 else prices.remove)(price)
 
 
 class AgentUse:
@@ -62,6 +115,7 @@ class Reservation:
     Attributes:
         unit_cost: quote that one base may cost or bring at worst, fees included.
         leaves: base that may still trade.
+        rests_at: limit price at which it may come to rest in the book, quote per base; None when it cannot, or not yet.
         order_id: the order that consumed the approval, None before.
         foreign: execution has this order but risk has no approval for it; it counts all the same.
         uncertain: its commit failed and nobody knows yet whether it is in the ledger.
@@ -75,6 +129,7 @@ class Reservation:
         "instrument_id",
         "leaves",
         "order_id",
+        "rests_at",
         "side",
         "uncertain",
         "unit_cost",
@@ -90,6 +145,7 @@ class Reservation:
         effect: Effect,
         quantity: Decimal,
         unit_cost: Decimal,
+        rests_at: Decimal | None = None,
         foreign: bool = False,
     ) -> None:
         self.approval_id = approval_id
@@ -99,6 +155,7 @@ class Reservation:
         self.effect = effect
         self.leaves = quantity
         self.unit_cost = unit_cost
+        self.rests_at = rests_at
         self.order_id: OrderId | None = None
         self.foreign = foreign
         self.uncertain = False
@@ -116,6 +173,13 @@ def unit_cost_of(order: ApprovedOrder, fee_rate: Decimal, *, price: Decimal | No
     return multiply(worst, add(ONE, fee_rate))
 
 
+def resting_price(order: ApprovedOrder) -> Decimal | None:
+    """Return the price at which the order may rest; None for what trades at once or waits for a trigger."""
+    if order.order_type is OrderType.LIMIT and order.time_in_force is TimeInForce.GTC:
+        return order.limit_price
+    return None
+
+
 class ReservationBook:
     """All reservations of the account, with the sums that the rules read. Owned by one task at a time."""
 
@@ -124,6 +188,7 @@ class ReservationBook:
         self._by_instrument: dict[InstrumentId, Exposure] = {}
         self._by_agent: dict[AgentId, AgentUse] = {}
         self._promised: dict[Currency, Decimal] = {}
+        self._at_venue: dict[Venue, int] = {}
         self.changes = 0  # of all instruments together
 
     def __len__(self) -> int:
@@ -148,6 +213,14 @@ class ReservationBook:
         """Return the live sums of one agent; zeros, which are not kept, when it never had a reservation."""
         return self._by_agent.get(agent_id) or AgentUse()
 
+    def agents(self) -> dict[AgentId, AgentUse]:
+        """Return the live sums of every agent that ever had a reservation."""
+        return self._by_agent
+
+    def at_venue(self, venue: Venue) -> int:
+        """Return how many promises are open at one venue."""
+        return self._at_venue.get(venue, 0)
+
     def promised(self, currency: Currency) -> Decimal:
         """Return what open orders may still take out of one currency: the cost of buys in it, and sells of it."""
         return self._promised.get(currency, ZERO)
@@ -161,6 +234,7 @@ class ReservationBook:
         if reservation.order_id is None:
             use.unused += 1
         self._count(reservation, reservation.leaves)
+        self._list(reservation, 1)
 
     def consume(self, approval_id: ApprovalId, order_id: OrderId) -> None:
         """Note that an order now stands for the approval; the quantity goes on counting."""
@@ -182,9 +256,18 @@ class ReservationBook:
         if reservation is None:
             return None
         self._count(reservation, -reservation.leaves)
+        self._list(reservation, -1)
         if reservation.order_id is None:
             self.agent(reservation.agent_id).unused -= 1
         return reservation
+
+    def _list(self, reservation: Reservation, step: int) -> None:
+        """Count a promise that begins (+1) or is over (-1)."""
+        exposure, venue = self._by_instrument[reservation.instrument_id], reservation.instrument_id.venue
+        exposure.orders += step
+        self._at_venue[venue] = self._at_venue.get(venue, 0) + step
+        if reservation.rests_at is not None:
+            exposure.list_resting(reservation.side, reservation.rests_at, step)
 
     def _count(self, reservation: Reservation, change: Decimal) -> None:
         cost = multiply(change, reservation.unit_cost)

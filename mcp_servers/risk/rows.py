@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Final
 
 from mcp_servers.envelope import timestamp
 from mcp_servers.risk import schemas
 from mcp_servers.risk.assessment import Approved
-from mcp_servers.risk.context import Frame
-from mcp_servers.risk.limits import Policy, changed_fields
+from mcp_servers.risk.limits import changed_fields
 from mcp_servers.risk.parts import ApprovalReport, CheckReport
-from mcp_servers.risk.policies.exposure import gross_exposure, worst_case
+from mcp_servers.risk.policies.exposure import worst_case
 from mcp_servers.risk.pricing import build_context
+from mcp_servers.risk.reservations import Exposure
+from mcp_servers.risk.scopes import DEFAULT, DESK
 from mcp_servers.risk.service import RiskService
 from mcp_servers.risk.sign_off import Answer
 from trading.domain.approvals import ApprovedOrder
 from trading.domain.denials import RiskDenial, RuleResult
 from trading.domain.errors import InvalidValue
 from trading.domain.identifiers import AgentId, Symbol
-from trading.domain.instruments import InstrumentId
-from trading.domain.money import multiply, plain
+from trading.domain.money import EXACT, ZERO, multiply, plain
 from trading.domain.proposals import OrderIntent
 
 
@@ -135,40 +136,44 @@ def approval_state(report: ApprovalReport, now_ms: int, *, envelope: bool) -> sc
     )
 
 
-def limits_row(policy: Policy, scope: str) -> schemas.Limits:
-    """Return the desk's limits, or those of one symbol.
+def limits_row(service: RiskService, scope: str, agent_id: AgentId) -> schemas.Limits:
+    """Return what is in force for an agent's orders: the desk's limits, or those of one symbol.
 
     Raises:
         InvalidValue: no limits of that scope.
     """
-    limits = policy.limits
-    if scope == "desk":
-        values = {
-            name: _text(getattr(limits, name))
-            for name in type(limits).model_fields
-            if name not in ("symbols", "quorum")
-        }
+    parts, policy = service.parts, service.live.frames.policy
+    limits, symbol = policy.limits, Symbol("" if scope == DESK else scope)
+    in_force = policy.scopes.of(parts.account_id, parts.mode, parts.venue, agent_id, symbol)
+    if scope == DESK:
+        only = {"symbols": in_force.symbols or tuple(limits.symbols), "venues": in_force.venues}
+        values = {name: _text(value) for name, value in only.items()}
+        fields = (name for name in type(limits).model_fields if name in in_force.sources)
+        values.update({name: _text(getattr(in_force.limits, name)) for name in fields})
         values.update({f"quorum.{name}": _text(value) for name, value in limits.quorum.model_dump().items()})
+    elif in_force.symbol is not None:
+        values = {name: _text(value) for name, value in in_force.symbol.model_dump().items()}
     else:
-        symbol = limits.symbols.get(Symbol(scope))
-        if symbol is None:
-            raise InvalidValue(
-                f"there are no limits for {scope[:41]!r}",
-                code="UNKNOWN_SCOPE",
-                suggestion="ask for desk or for a symbol with limits; other symbols are restricted",
-                allowed=("desk", *limits.symbols),
-            )
-        values = {name: _text(value) for name, value in symbol.model_dump().items()}
+        raise InvalidValue(
+            f"there are no limits for {scope[:41]!r}",
+            code="UNKNOWN_SCOPE",
+            suggestion="ask for desk or for a symbol with limits; other symbols are restricted",
+            allowed=(DESK, *limits.symbols),
+        )
+    sources = {name: source for name, source in in_force.sources.items() if name in values and source != DEFAULT}
     return schemas.Limits(
         version=policy.version,
         digest=policy.digest,
         scope=scope,
         values=values,
+        sources=sources,
         changed=sorted(changed_fields(limits)),
     )
 
 
 def _text(value: object) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, Decimal):
         return plain(value)
     if isinstance(value, tuple):
@@ -177,36 +182,59 @@ def _text(value: object) -> str:
 
 
 def exposure_rows(service: RiskService, scope: str | None) -> schemas.Exposures:
-    """Return what is held and promised, of every instrument or of one symbol."""
+    """Return what is held and promised, of every instrument or of one symbol; the sums are the desk's.
+
+    One pass, exact throughout, and rows as dictionaries that become models all at once.
+    """
     frame = service.frame()
-    instruments = [_exposure_row(frame, item) for item in frame.markets if scope in (None, "desk", item.symbol)]
-    if not instruments:
+    held_of, exposures, symbols = frame.portfolio.held, frame.reservations.exposures(), frame.limits.symbols
+    by_venue = dict[str, Decimal]()
+    gross, net = ZERO, ZERO
+    unpriced = any(worst_case(held_of(item), exposures[item]) for item in exposures if item not in frame.markets)
+    rows: list[dict[str, object]] = []
+    for instrument_id, market in frame.markets.items():
+        venue, symbol = instrument_id
+        held, exposure, mid = held_of(instrument_id), exposures.get(instrument_id, _NONE), market.mid
+        worst = worst_case(held, exposure)
+        value = None if mid is None else EXACT.multiply(worst, mid)
+        if worst:
+            unpriced |= mid is None or bool(market.problem)
+        if worst and mid is not None and value is not None:
+            gross = EXACT.add(gross, value)
+            net = EXACT.add(net, value if worst == held else EXACT.multiply(held, mid))
+            by_venue[venue] = EXACT.add(by_venue.get(venue, ZERO), value)
+        if scope is None or scope in (symbol, "desk"):
+            limits = symbols.get(symbol)
+            rows.append(
+                {
+                    "symbol": symbol,
+                    "held": held,
+                    "open_buys": exposure.buy_open,
+                    "open_sells": exposure.sell_open,
+                    "worst_case": worst,
+                    "worst_case_quote": value,
+                    "limit": None if limits is None else limits.position_quantity_max,
+                }
+            )
+    if not rows:
         raise InvalidValue(
             "no such symbol on this desk", code="UNKNOWN_SCOPE", allowed=("desk", *service.parts.symbols)
         )
-    return schemas.Exposures(
-        quote=service.parts.quote,
-        equity=frame.equity,
-        daily_result=frame.daily_result,
-        daily_loss_max=frame.limits.daily_loss_max,
-        gross=gross_exposure(frame),
-        gross_max=frame.limits.gross_exposure_max,
-        reservations=len(frame.reservations),
-        instruments=instruments,
+    return schemas.Exposures.model_validate(
+        {
+            "quote": service.parts.quote,
+            "equity": frame.equity,
+            "daily_result": frame.daily_result,
+            "daily_loss_max": frame.limits.daily_loss_max,
+            "gross": None if unpriced else gross,
+            "gross_max": frame.limits.gross_exposure_max,
+            "net": None if unpriced else net,
+            "by_venue": by_venue,
+            "by_agent": {name: use.notional for name, use in frame.reservations.agents().items() if use.notional},
+            "reservations": len(frame.reservations),
+            "instruments": rows,
+        }
     )
 
 
-def _exposure_row(frame: Frame, instrument_id: InstrumentId) -> schemas.ExposureRow:
-    exposure, market = frame.reservations.exposure(instrument_id), frame.markets[instrument_id]
-    held = frame.portfolio.held(instrument_id)
-    worst = worst_case(held, exposure)
-    limits = frame.limits.symbols.get(instrument_id.symbol)
-    return schemas.ExposureRow(
-        symbol=instrument_id.symbol,
-        held=held,
-        open_buys=exposure.buy_open,
-        open_sells=exposure.sell_open,
-        worst_case=worst,
-        worst_case_quote=None if market.mid is None else multiply(worst, market.mid),
-        limit=None if limits is None else limits.position_quantity_max,
-    )
+_NONE: Final = Exposure()

@@ -144,12 +144,16 @@ class ApprovalState(Row):
 
 
 class Limits(Row):
-    """The limits in force; ``changed`` names those that differ from the defaults."""
+    """The limits in force; ``changed`` names those that differ from the defaults.
+
+    ``sources`` names, for every value that is not the default, the scope it comes from: the strictest wins.
+    """
 
     version: int
     digest: str
     scope: str
     values: dict[str, str]
+    sources: dict[str, str]
     changed: list[str]
 
 
@@ -166,7 +170,7 @@ class ExposureRow(Row):
 
 
 class Exposures(Row):
-    """What the account holds and has promised. VaR, ES and drawdown need a risk model: null without one."""
+    """What the account holds and has promised."""
 
     quote: str
     equity: DecimalText | None
@@ -174,6 +178,9 @@ class Exposures(Row):
     daily_loss_max: DecimalText
     gross: DecimalText | None
     gross_max: DecimalText
+    net: DecimalText | None
+    by_venue: dict[str, Figure] = Field(description="Worst case, quote")
+    by_agent: dict[str, Figure] = Field(description="Promised, quote")
     reservations: int
     instruments: list[ExposureRow]
     var: DecimalText | None = None

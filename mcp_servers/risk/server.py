@@ -20,6 +20,9 @@ from mcp_servers.hosting import (
 )
 from mcp_servers.risk import rows, schemas
 from mcp_servers.risk.bootstrap import open_risk
+from mcp_servers.risk.numbers.desk import Basis, History
+from mcp_servers.risk.numbers.rows import risk_row
+from mcp_servers.risk.numbers.schemas import Risk
 from mcp_servers.risk.orders import ORDERS_MAX, OrderRequest
 from mcp_servers.risk.schemas import IdText, NameText, OrderItem, ReasonText, SymbolText, Tif, Unit
 from mcp_servers.risk.service import RiskService
@@ -124,16 +127,29 @@ def _register_reads(read: Callable[..., Callable[[Any], Any]]) -> None:
         return ok(rows.approval_state(report, now_ms, envelope=include_envelope), _meta(service))
 
     @read(title="Get limits")
-    async def risk_get_limits(ctx: Context[RiskService], scope: SymbolText = "desk") -> Reply[schemas.Limits]:
-        """Show the limits in force, of the desk or of one symbol. Only the operator changes them."""
+    async def risk_get_limits(
+        ctx: Context[RiskService], scope: SymbolText = "desk", agent_id: NameText | None = None
+    ) -> Reply[schemas.Limits]:
+        """Show the limits in force for an agent's orders, and the scope each comes from. Scope: desk, or a symbol."""
         service = state(ctx)
-        return ok(rows.limits_row(service.live.frames.policy, scope), Meta(source="policy"))
+        return ok(rows.limits_row(service, scope, AgentId(_agent_name(agent_id))), Meta(source="policy"))
 
     @read(title="Get exposure")
     async def risk_get_exposure(ctx: Context[RiskService], scope: SymbolText | None = None) -> Reply[schemas.Exposures]:
-        """Show what is held and promised, the worst case and today's result. Scope: a symbol, or all."""
+        """Show what is held and promised, gross, net, by venue and agent, and today's result; of a symbol, or all."""
         service = state(ctx)
         return ok(rows.exposure_rows(service, scope), _meta(service))
+
+    @read(title="Get risk numbers")
+    async def risk_get_risk(ctx: Context[RiskService], basis: Basis = "held", history: History = "best") -> Reply[Risk]:
+        """Show VaR, ES, volatility, drawdown, beta, concentration, the cost of leaving, and stress losses.
+
+        Each with horizon, window and n. They inform; limits alone decide. history "own" never falls back on
+        the bundled years 2019-2021.
+        """
+        service = state(ctx)
+        report = await service.numbers.report(service.frame(), basis=basis, history=history)
+        return ok(risk_row(report, quote=service.parts.quote, basis=basis), _meta(service))
 
     @read(title="Get status")
     async def risk_get_status(ctx: Context[RiskService]) -> Reply[schemas.Status]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from trading.domain.approvals import TradingState
-from trading.domain.errors import InvalidValue, LedgerError, Unavailable
+from trading.domain.errors import InvalidValue, Unavailable
 from trading.domain.events import ServiceStarted, ServiceStopped
 from trading.domain.identifiers import ApprovalId, DecisionId, RequestId
 from trading.domain.instruments import InstrumentId
@@ -17,8 +17,6 @@ from trading.ports.ledger import EventDraft, Ledger, Row, Unit, Upsert
 from .assessment import Assessor
 from .breaker import SCOPE, Breaker, BreakerAnswer
 from .context import Frame
-from .daily import SCOPE as DAY_SCOPE
-from .daily import DailyResult, read_day_open
 from .decisions import DecisionVerifier
 from .follow import ExecutionFollower
 from .frames import FrameSource
@@ -26,11 +24,13 @@ from .heartbeat import ExecutionPulse, Heartbeats
 from .journal import OPEN, RELEASE_ASKED, approved_of, policy_unit
 from .limits import Policy, RiskLimits, document_of, policy_of
 from .markets import Markets
+from .memory import Memory, rates_of
+from .numbers.desk import RiskNumbers
 from .operator_commands import OperatorCommand, OperatorCommands
 from .orders import OrderRequest, intent_of
 from .parts import ApprovalReport, CheckReport, RiskParts
 from .portfolio import Portfolio
-from .rates import OrderRates, RecentOrders
+from .rates import RecentOrders
 from .reservations import ReservationBook
 from .sign_off import Answer, SignOff
 
@@ -49,6 +49,7 @@ class _Live:
     follower: ExecutionFollower
     heartbeats: Heartbeats
     commands: OperatorCommands | None
+    memory: Memory
     clean: bool
     witnessed: dict[str, int] = field(default_factory=dict[str, int])
 
@@ -61,6 +62,7 @@ class RiskService:
         self.reservations = ReservationBook()
         self.portfolio = Portfolio(parts.account_id, self.reservations, parts.quote)
         self.pulse = ExecutionPulse()
+        self.numbers = RiskNumbers(parts.closes, parts.data_of)
         self.ready = False
         self.failed = ""
         self._rows: dict[str, Row] = {}
@@ -71,11 +73,7 @@ class RiskService:
         self.assessor = Assessor(
             parts.signer,
             parts.ids,
-            OrderRates(
-                (limits.order_rate_per_s, limits.order_burst),
-                (limits.desk_rate_per_s, limits.desk_burst),
-                now_ms=now_ms,
-            ),
+            rates_of(parts, now_ms),
             RecentOrders(limits.duplicate_window_ms),
             parts.rules,
         )
@@ -98,8 +96,11 @@ class RiskService:
         await parts.ledger.commit(Unit(events=(EventDraft(started),)))
         await parts.ledger.commit(policy_unit(policy, is_new=is_new, now_ms=now_ms))
         self._opened = live = self._wire(policy, states, clean=clean)
+        self.numbers.restore(states)
         await live.heartbeats.beat()
+        live.memory.prepare(self.portfolio, policy, parts.account_id, parts.mode)
         await live.follower.rebuild()
+        live.memory.refill(self.portfolio, map(approved_of, self._rows.values()), policy, now_ms)
         may_reactivate = parts.mode is Mode.PAPER and policy.limits.reactivate_after_unclean_stop
         await live.breaker.open(clean=clean, may_reactivate=may_reactivate)
         self.ready = True
@@ -140,9 +141,10 @@ class RiskService:
             )
         await live.heartbeats.beat()
         await live.breaker.save()
+        await self.numbers.follow(frame, self.parts.ledger)
         await live.sign_off.settle()
         await live.follower.write()
-        await self._save_day()
+        await live.memory.save(self.parts.ledger, self.parts.clock.now_ms())
         if live.commands is not None:
             await live.commands.poll()
 
@@ -266,16 +268,17 @@ class RiskService:
             clock=parts.clock,
             wakeups=parts.wakeups,
         )
-        self.daily = DailyResult(read_day_open(states.get(DAY_SCOPE)))
+        memory = Memory(states)
         frames = FrameSource(
             clock=parts.clock,
             mode=parts.mode,
             policy=policy,
-            markets=Markets(parts.market, instruments, parts.data_of, parts.mode),
+            markets=Markets(parts.market, instruments, parts.data_of, parts.mode, parts.last_trade),
             portfolio=self.portfolio,
             breaker=breaker,
             pulse=self.pulse,
-            daily=self.daily,
+            daily=memory.daily,
+            drawdown=memory.drawdown,
             checked_ns=lambda: follower.checked_ns,
         )
         sign_off = SignOff(
@@ -293,7 +296,8 @@ class RiskService:
             sign_off=sign_off,
             follower=follower,
             heartbeats=heartbeats,
-            commands=self._commands(breaker),
+            commands=self._commands(breaker, memory),
+            memory=memory,
             clean=clean,
         )
 
@@ -310,7 +314,7 @@ class RiskService:
             clock_skew_ms=limits.clock_skew_ms,
         )
 
-    def _commands(self, breaker: Breaker) -> OperatorCommands | None:
+    def _commands(self, breaker: Breaker, memory: Memory) -> OperatorCommands | None:
         parts = self.parts
         if parts.operator_directory is None:
             return None
@@ -323,6 +327,8 @@ class RiskService:
                     return answer
             elif not self.ready:
                 raise Unavailable("reservations are still being rebuilt", code="RISK_NOT_READY")
+            if command.state is TradingState.ACTIVE:
+                memory.rearm(self.portfolio.activity, parts.clock.now_ms())
             return await breaker.reset(command.reason, by, command.state)
 
         return OperatorCommands(
@@ -333,17 +339,6 @@ class RiskService:
             account_id=parts.account_id,
             act=act,
         )
-
-    async def _save_day(self) -> None:
-        row = self.daily.unsaved(self.parts.clock.now_ms())
-        if row is None:
-            return
-        try:
-            await self.parts.ledger.commit(Unit(writes=(row,)))
-        except LedgerError as error:
-            log.warning("the day's opening is not written yet (%s)", error.code)
-            return
-        self.daily.saved()
 
     async def _approval_row(self, approval_id: ApprovalId) -> Row:
         rows = await self.parts.ledger.rows("approvals", {"approval_id": approval_id}, limit=1)

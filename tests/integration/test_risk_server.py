@@ -67,7 +67,12 @@ async def test_walk_through_every_tool(way: Way) -> None:
 
         exposure = await call(client, "risk_get_exposure", scope="BTC/USDT")
         assert exposure["instruments"][0]["open_buys"] == "0.01"
-        assert exposure["var"] is None
+        assert exposure["by_agent"] == {"local": "600.61001"}
+        assert (exposure["net"], exposure["by_venue"]) == ("0", {"paper": "600.005"})
+        numbers = await call(client, "risk_get_risk", basis="worst_case")
+        assert numbers["history"] == dict.fromkeys(("1h", "1d"), "assumed: 2019-2021 hourly history")
+        assert len(numbers["tails"]) == 16
+        assert {(row["problem"], float(row["var"]) > 0) for row in numbers["tails"]} == {("", True)}
         shown = await call(client, "risk_get_approval", approval_id=approval["approval_id"])
         assert shown["envelope"] is None
         shown = await call(client, "risk_get_approval", approval_id=approval["approval_id"], include_envelope=True)
@@ -160,6 +165,7 @@ async def test_no_tool_can_resume_trading() -> None:
         "risk_release_approval",
         "risk_get_limits",
         "risk_get_exposure",
+            "risk_get_risk",
         "risk_trip_breaker",
         "risk_get_status",
     }

@@ -16,6 +16,7 @@ from trading.adapters.signing import Ed25519Verifier, open_envelope, seal
 from trading.domain.approvals import HEARTBEAT_PAYLOAD_TYPE, Epoch, Heartbeat, TradingState
 from trading.domain.errors import InvalidValue, LedgerUnavailable
 from trading.domain.events import BreakerReset, BreakerTripped, HeadWitnessed, LimitsLoaded, ServiceStarted
+from trading.domain.instruments import InstrumentId
 from trading.domain.proposals import Mode
 from trading.testing.keys import make_test_signer
 
@@ -287,6 +288,19 @@ async def test_operator_halts_freezes_and_resumes(tmp_path: Path) -> None:
         assert not path.exists()
         assert desk.risk.live.breaker.state is state
     assert events(desk, BreakerReset)[-1].by == "operator:alice"
+    assert (await desk.ask(order())).approved
+
+
+async def test_only_the_operators_resume_lets_a_stopped_agent_go_on(tmp_path: Path) -> None:
+    desk = await operated(tmp_path)
+    name = order().agent_id, InstrumentId(desk.parts.venue, order().symbol)
+    desk.risk.portfolio.activity.stopped[name] = desk.clock.now_ms()
+    for number, state in enumerate((TradingState.HALTED, TradingState.REDUCING), start=1):
+        leave(tmp_path, command(desk, state, number))
+        await desk.risk.tick()
+        assert "REPEATED_EXECUTION" in codes(await desk.ask(order()))
+    leave(tmp_path, command(desk, TradingState.ACTIVE, 3))
+    await desk.risk.tick()
     assert (await desk.ask(order())).approved
 
 

@@ -175,7 +175,25 @@ async def test_rule_fails_with_its_code(rule: Rule, limits: RiskLimits, setup: S
 
 
 def test_every_rule_code_has_a_failing_case_or_tests_of_its_own() -> None:
-    elsewhere = {Rule.DECISION_INVALID}
+    elsewhere = {Rule.DECISION_INVALID}  # test_risk_decisions
+    elsewhere |= {  # test_risk_checks
+        Rule.VENUE_RESTRICTED,
+        Rule.TIME_IN_FORCE,
+        Rule.TRADE_SIZE_MULTIPLE,
+        Rule.SPREAD_MAX,
+        Rule.VOLATILITY_MAX,
+        Rule.TURNOVER_MAX,
+        Rule.DRIFT_MAX,
+        Rule.REPEATED_EXECUTION,
+        Rule.LOSS_STREAK,
+        Rule.OPEN_ORDERS_MAX,
+        Rule.SELF_TRADE,
+        Rule.EXPOSURE_NET_MAX,
+        Rule.CONCENTRATION_MAX,
+        Rule.LEVERAGE_MAX,
+        Rule.DRAWDOWN_MAX,
+        Rule.UNRESOLVED_ORDERS_MAX,
+    }
     assert {failure[1] for failure in FAILURES} | elsewhere == set(Rule)
 
 

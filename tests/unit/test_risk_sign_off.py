@@ -11,7 +11,7 @@ import pytest
 
 from mcp_servers.risk.assessment import Approved
 from mcp_servers.risk.limits import RiskLimits
-from mcp_servers.risk.policies.exposure import gross_exposure, other_exposure
+from mcp_servers.risk.policies.exposure import other_exposure, worst_values
 from tests.risk_support import DATA_ID, USDT, Desk, codes, market, open_desk, order, sell, wide_limits, wide_symbol
 from trading.adapters import codec
 from trading.adapters.signing import Ed25519Verifier, digest, open_envelope
@@ -87,7 +87,14 @@ async def test_sums_kept_while_orders_come_and_go_equal_sums_made_anew() -> None
     await desk.hold("2")
     frame = desk.risk.frame()
     context, _ = desk.risk.assessor.check(frame, desk.risk.check_order(order()).intent, AgentId("a"))
-    asked = [order(), sell("0.5"), order(amount="0.00001", symbol=other), sell("0.25"), order(amount="0.3")]
+    high = "60400"  # nothing of our own in the way of the buys
+    asked = [
+        order(),
+        sell("0.5", limit_price=high),
+        order(amount="0.00001", symbol=other),
+        sell("0.25", limit_price=high),
+        order(amount="0.3"),
+    ]
     given: list[Approved] = []
     for number, one in enumerate(asked):
         given += (await desk.ask(one, request_id=f"r-{number}")).approved
@@ -95,7 +102,7 @@ async def test_sums_kept_while_orders_come_and_go_equal_sums_made_anew() -> None
             await desk.end(given.pop(0))
         for currency in (USDT, Currency("BTC"), Currency("ETH")):
             assert desk.risk.reservations.promised(currency) == _promised(desk, currency)
-        assert other_exposure(context) == gross_exposure(frame, without=context.instrument_id)
+        assert other_exposure(context) == worst_values(frame, without=context.instrument_id)
     assert len(given) == 3
 
 
@@ -439,7 +446,7 @@ async def test_account_of_another_desk_is_refused() -> None:
 async def test_sum_of_reservations_is_exactly_zero_when_nothing_is_open() -> None:
     desk = await open_desk()
     await desk.hold("1")
-    items = (await desk.ask(order(amount="0.12345"), sell("0.3"), market("0.00777"))).approved
+    items = (await desk.ask(order(amount="0.12345"), sell("0.3", limit_price="60400"), market("0.00777"))).approved
     assert len(items) == 3
     for item in items:
         await desk.end(item)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from decimal import Decimal
+from functools import lru_cache
 
 from trading.domain.errors import InvalidValue
 from trading.domain.events import (
@@ -186,6 +187,7 @@ class AccountBook:
         self.totals[currency] = add(self.totals.get(currency, ZERO), amount)
 
 
+@lru_cache(maxsize=4_096)
 def split_symbol(instrument_id: InstrumentId) -> tuple[Currency, Currency]:
     """Return (base, quote) of a unified spot symbol."""
     base, slash, quote = instrument_id.symbol.partition("/")

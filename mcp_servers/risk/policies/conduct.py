@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from mcp_servers.risk.context import OrderContext
 from trading.domain.denials import Rule, RuleResult
+from trading.domain.market_data import Side
 from trading.domain.money import add, multiply
 
 
 def order_rate(c: OrderContext) -> RuleResult:
-    """The agent and the desk are within their rates; refused orders counted."""
+    """The agent, the symbol, the venue and the desk are within their rates; refused orders counted.
+
+    Cancels never come here, and an order that reduces is counted but not stopped.
+    Source: RTS 6 Art. 15(1)(d), maximum messages; FIA.
+    """
     if c.reduces:
         return c.exempt(Rule.ORDER_RATE)
     return c.judge(
@@ -16,7 +21,7 @@ def order_rate(c: OrderContext) -> RuleResult:
         c.rate_ok,
         f"{c.limits.order_rate_per_s}/s, burst {c.limits.order_burst}" if c.explain or not c.rate_ok else "",
         "within" if c.rate_ok else "over",
-        "orders of one agent, and of the desk, a second",
+        "orders of one agent, and of its symbol, its venue and the desk, a second",
     )
 
 
@@ -53,3 +58,21 @@ def open_approvals_max(c: OrderContext) -> RuleResult:
         "quote reserved for one agent, fees included",
         (limit, reserved),
     )
+
+
+def self_trade(c: OrderContext) -> RuleResult:
+    """The order would not meet an order of our own that may rest at the same venue.
+
+    Stops that wait for their trigger do not rest; orders that trade at once or not at all never do.
+    Source: FIA, self-match prevention.
+    """
+    if c.reduces:
+        return c.exempt(Rule.SELF_TRADE)
+    own = c.exposure.best_resting(c.intent.side.opposite)
+    price = c.limit_price
+    if own is None:
+        return c.agree(Rule.SELF_TRADE, "", "", "nothing of our own rests on the other side")
+    if price is None:
+        return c.missing(Rule.SELF_TRADE, "cannot be judged: there is no limit price", own)
+    passed = price < own if c.intent.side is Side.BUY else price > own
+    return c.judge(Rule.SELF_TRADE, passed, own, price, "our own order's price on the other side; must not be reached")

@@ -24,13 +24,46 @@ def instrument_restricted(c: OrderContext) -> RuleResult:
     """Only symbols with limits of their own may be bought."""
     if c.reduces:
         return c.exempt(Rule.INSTRUMENT_RESTRICTED)
-    allowed = c.symbol_limits is not None
+    only = c.in_force.symbols
+    allowed = c.symbol_limits is not None and (only is None or c.intent.symbol in only)
     return c.judge(
         Rule.INSTRUMENT_RESTRICTED,
         allowed,
-        ", ".join(c.limits.symbols) if not allowed or c.explain else "",
+        ", ".join(c.limits.symbols if only is None else only) if not allowed or c.explain else "",
         c.intent.symbol,
         "symbols the operator allows",
+    )
+
+
+def venue_restricted(c: OrderContext) -> RuleResult:
+    """The venue is one that the order's agent, mode and account may use.
+
+    Source: SEC 15c3-5(c)(2), restricted products and venues.
+    """
+    if c.reduces:
+        return c.exempt(Rule.VENUE_RESTRICTED)
+    only = c.in_force.venues
+    if only is None:
+        return c.agree(Rule.VENUE_RESTRICTED, "", c.intent.venue, "no list of venues is set")
+    passed = c.intent.venue in only
+    shown = ", ".join(only) if not passed or c.explain else ""
+    return c.judge(Rule.VENUE_RESTRICTED, passed, shown, c.intent.venue, "venues the operator allows")
+
+
+def time_in_force(c: OrderContext) -> RuleResult:
+    """The order may stay as long as it wants to.
+
+    Source: SEC 15c3-5(c)(2), restricted order types.
+    """
+    if c.reduces:
+        return c.exempt(Rule.TIME_IN_FORCE)
+    passed = c.intent.time_in_force in c.limits.times_in_force
+    return c.judge(
+        Rule.TIME_IN_FORCE,
+        passed,
+        ", ".join(c.limits.times_in_force) if not passed or c.explain else "",
+        c.intent.time_in_force.value,
+        "times in force allowed",
     )
 
 

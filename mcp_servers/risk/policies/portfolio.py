@@ -72,3 +72,35 @@ def daily_loss(c: OrderContext) -> RuleResult:
         "quote lost by trading since 00:00 UTC",
         (result, -limit),
     )
+
+
+def drawdown_max(c: OrderContext) -> RuleResult:
+    """The account has not fallen too far below its best.
+
+    Source: practice (freqtrade's MaxDrawdown); no regulator asks for it.
+    """
+    limit = c.limits.drawdown_pct_max
+    if c.reduces:
+        return c.exempt(Rule.DRAWDOWN_MAX, limit)
+    drawdown = c.frame.drawdown_pct
+    if drawdown is None:
+        return c.missing(Rule.DRAWDOWN_MAX, "the account's worth cannot be known without marks", limit)
+    return c.judge(
+        Rule.DRAWDOWN_MAX, drawdown < limit, limit, drawdown, "percent of equity below its peak", (limit, drawdown)
+    )
+
+
+def unresolved_orders_max(c: OrderContext) -> RuleResult:
+    """Execution knows what became of its orders, all but a few.
+
+    Source: FIA, drop-copy reconciliation. The unknown orders themselves count as open in every other rule.
+    """
+    limit = c.limits.unresolved_orders_max
+    if c.reduces:
+        return c.exempt(Rule.UNRESOLVED_ORDERS_MAX, limit)
+    count = c.frame.unresolved
+    if count is None:
+        return c.missing(Rule.UNRESOLVED_ORDERS_MAX, "execution has not been heard of", limit)
+    return c.judge(
+        Rule.UNRESOLVED_ORDERS_MAX, count <= limit, limit, count, "orders whose outcome is unknown", limit - count
+    )

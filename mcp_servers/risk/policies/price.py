@@ -41,8 +41,6 @@ def price_collar(c: OrderContext) -> RuleResult:
     if c.intent.order_type is OrderType.MARKET:
         return c.agree(Rule.PRICE_COLLAR, "", c.limit_price or "", "leaves as a limit at the edge of the band")
     limits = c.symbol_limits or SymbolLimits()
-    collar = max(limits.collar_bps, c.limits.band_bps_exit) if c.reduces else limits.collar_bps
-    reference = mid
     if (trigger := c.intent.stop_price) is not None:
         low, high = _stop_band(c.intent.side, mid, limits.stop_band_bps)
         if not low < trigger < high:
@@ -52,14 +50,9 @@ def price_collar(c: OrderContext) -> RuleResult:
                 trigger,
                 "a trigger must lie beyond the mid on the order's side and inside the stop band",
             )
-        reference = trigger
-    price = c.intent.limit_price
-    if price is None:
+    price, edge = c.intent.limit_price, collar_edge(c, trigger)
+    if price is None or edge is None:
         return c.agree(Rule.PRICE_COLLAR, "", c.intent.stop_price or "", "the trigger is inside the stop band")
-    edge = _edge(c.intent.side, reference, collar)
-    band = c.band_high if c.intent.side is Side.BUY else c.band_low
-    if trigger is None and band is not None and is_worse(edge, band, c.intent.side):
-        edge = band  # execution sends no limit beyond the signed band, however wide the collar is
     return c.judge(
         Rule.PRICE_COLLAR,
         not is_worse(price, edge, c.intent.side),
@@ -70,8 +63,29 @@ def price_collar(c: OrderContext) -> RuleResult:
     )
 
 
+def collar_edge(c: OrderContext, trigger: Decimal | None) -> Decimal | None:
+    """Return the worst limit price the order may carry, quote per base; None without a mid.
+
+    Args:
+        trigger: the reference instead of the mid, for an order that waits for it.
+    """
+    reference = c.market.mid if trigger is None else trigger
+    if reference is None:
+        return None
+    limits = c.symbol_limits or SymbolLimits()
+    collar = max(limits.collar_bps, c.limits.band_bps_exit) if c.reduces else limits.collar_bps
+    edge = _edge(c.intent.side, reference, collar)
+    band = c.band_high if c.intent.side is Side.BUY else c.band_low
+    if trigger is None and band is not None and is_worse(edge, band, c.intent.side):
+        return band  # execution sends no limit beyond the signed band, however wide the collar is
+    return edge
+
+
 def market_depth(c: OrderContext) -> RuleResult:
-    """The book can fill a market order inside its band without moving too far."""
+    """The book can fill a market order inside its band without moving too far.
+
+    Source: FIA, maximum market-order impact.
+    """
     if c.intent.order_type is not OrderType.MARKET:
         return c.agree(Rule.MARKET_DEPTH, "", "", "not a market order")
     if c.reduces:
@@ -84,6 +98,37 @@ def market_depth(c: OrderContext) -> RuleResult:
     inside = c.market.book.walk(c.intent.side, c.quantity, limit_price=edge).filled
     return c.judge(
         Rule.MARKET_DEPTH, inside >= c.quantity, c.quantity, inside, "base the book gives inside the impact limit"
+    )
+
+
+def spread_max(c: OrderContext) -> RuleResult:
+    """The spread is not so wide that the mid means nothing.
+
+    Source: practice after exchange limit up/limit down; FIA, price bands.
+    """
+    if c.reduces:
+        return c.exempt(Rule.SPREAD_MAX)
+    spread = None if c.market.unrest is None else c.market.unrest.spread_bps(c.market.book)
+    if c.symbol_limits is None or spread is None:
+        return c.missing(Rule.SPREAD_MAX, "there is no two-sided book to measure the spread of")
+    limit = c.symbol_limits.spread_bps_max
+    return c.judge(Rule.SPREAD_MAX, spread <= limit, limit, spread, "spread in bps of the mid", (limit, spread))
+
+
+def volatility_max(c: OrderContext) -> RuleResult:
+    """The mid has not run through too wide a range lately, wicks included.
+
+    Source: exchange limit up/limit down, which halts a symbol that leaves a band within minutes.
+    """
+    if c.reduces:
+        return c.exempt(Rule.VOLATILITY_MAX)
+    unrest, window_ms = c.market.unrest, c.frame.limits.move_window_ms
+    move = None if unrest is None else unrest.range.move_bps(c.frame.now_ms, window_ms)
+    if c.symbol_limits is None or move is None:
+        return c.missing(Rule.VOLATILITY_MAX, "no price was seen lately")
+    limit = c.symbol_limits.move_bps_max
+    return c.judge(
+        Rule.VOLATILITY_MAX, move <= limit, limit, move, "bps between lowest and highest mid lately", (limit, move)
     )
 
 
