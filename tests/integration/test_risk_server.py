@@ -165,7 +165,7 @@ async def test_no_tool_can_resume_trading() -> None:
         "risk_release_approval",
         "risk_get_limits",
         "risk_get_exposure",
-            "risk_get_risk",
+        "risk_get_risk",
         "risk_trip_breaker",
         "risk_get_status",
     }
