@@ -51,7 +51,10 @@ def main() -> None:
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(work)
+    try:
+        return asyncio.run(work)
+    except asyncio.CancelledError:  # a request to end that came early
+        raise KeyboardInterrupt from None
 
 
 def _exit(good: bool) -> NoReturn:

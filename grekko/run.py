@@ -78,8 +78,10 @@ async def run_desk(settings: DeskSettings, options: RunOptions, console: Console
     check_allowed(settings)
     check_market(settings, load_market_settings().model_copy(update={"source": options.market}))
     initialize(settings)
-    # Until the screen is up a SIGTERM acts as Ctrl-C does: it cancels, and the rooms started so far are stopped.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+    # Until the screen is up a SIGTERM acts as Ctrl-C does: it cancels, and the rooms started so far are stopped. Not by
+    # raising SIGINT: a shell that puts us in the background has that one ignored.
+    if (this := asyncio.current_task()) is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     clock = SystemClock()
     started_ms = clock.now_ms()
     console.print(f"desk [bold]{settings.desk}[/] in {settings.home}, mode {settings.mode}, market {options.market}")

@@ -93,10 +93,13 @@ async def test_a_room_that_refuses_is_not_started_again(tmp_path: Path) -> None:
     assert refused.value.code == "ROOM_REFUSED"
 
 
-def test_a_termination_while_starting_leaves_no_room_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
+def test_a_termination_while_starting_leaves_no_room_behind(tmp_path: Path, background: bool) -> None:
     environment = {**os.environ, "GREKKO_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "grekko", "run"]
     with subprocess.Popen(
-        [sys.executable, "-m", "grekko", "run"],
+        # A shell without job control has its background jobs ignore Ctrl-C.
+        ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh", *command] if background else command,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
