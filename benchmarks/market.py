@@ -39,6 +39,7 @@ _KEY = bytes(32)
 _PACED_PER_S = 5_000
 _PACED = 10_000
 _END = b"end\n"
+_FIRST = 2_000_000_000_000  # the first message's number: what arrives long before the venue's own time is refused
 _TIMEOUT_S = 60
 
 
@@ -62,10 +63,12 @@ async def run() -> list[Figure]:
 
 
 def _numbered(recording: Recording) -> Recording:
-    """Return the recording from its snapshot on, the message's number as its receive time in milliseconds."""
-    start = recording.first_snapshot
-    messages = [line.split(b" ", 1)[1] for line in recording.lines[start:]]
-    return replace(recording, lines=tuple(b"%d000000 %b" % (n, text) for n, text in enumerate(messages, start=1)))
+    """Return the recording, the message's number as its receive time in milliseconds.
+
+    What comes before the snapshot stays: without it the snapshot does not meet the differences, and there is no book.
+    """
+    messages = [line.split(b" ", 1)[1] for line in recording.lines]
+    return replace(recording, lines=tuple(b"%d000000 %b" % (_FIRST + n, text) for n, text in enumerate(messages)))
 
 
 class _TimedPipeline(MarketPipeline):

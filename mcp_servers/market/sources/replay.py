@@ -43,7 +43,7 @@ from trading.ports.clock import Clock
 
 #: The recording that ships with the package.
 BUNDLED: Final = "rawfeed_binance_spot_BTCUSDT_20240808.jsonl.gz"
-_YIELD_EVERY: Final = 50  # messages between two chances for the rest of the process: about a millisecond of work
+_YIELD_EVERY: Final = 8  # messages between two chances for the rest of the process: a call needs a dozen of them
 _SLACK_NS: Final = 1_000_000  # a message due within this time is given now
 
 
