@@ -43,7 +43,8 @@ from trading.ports.clock import Clock
 
 #: The recording that ships with the package.
 BUNDLED: Final = "rawfeed_binance_spot_BTCUSDT_20240808.jsonl.gz"
-_YIELD_EVERY: Final = 8  # messages between two chances for the rest of the process: a call needs a dozen of them
+_YIELD_EVERY: Final = 50  # messages between two chances for the rest of the process: about a millisecond of work
+_YIELD_PACED: Final = 8  # the same while a pace is kept: a tool's call needs a dozen chances
 _SLACK_NS: Final = 1_000_000  # a message due within this time is given now
 
 
@@ -192,7 +193,7 @@ class ReplaySource:
             if ahead_ns > _SLACK_NS:
                 await self._sleep(ahead_ns / 1_000_000_000)
                 return
-        if index % _YIELD_EVERY == 0:
+        if index % (_YIELD_PACED if self._speed > 0 else _YIELD_EVERY) == 0:
             await asyncio.sleep(0)
 
     def _parse(self, line: bytes) -> list[SourceUpdate]:
