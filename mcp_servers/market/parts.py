@@ -28,6 +28,7 @@ from mcp_servers.market.reference import Reference
 from mcp_servers.market.settings import ChainSettings, NewsSettings
 from mcp_servers.market.spans import Watch
 from mcp_servers.market.timeseries import TimeSeries
+from trading.adapters.sql import LedgerLocation
 from trading.domain.market_data import Candle, Feed
 from trading.domain.money import plain
 
@@ -92,8 +93,6 @@ async def keeping(
     room: Room, time: MarketTime, reference: Reference | None, *, publishing: bool, watch: Watch | None = None
 ) -> AsyncGenerator[HistoryParts]:
     """Open history alone; a follower that becomes the publisher opens it once more, to write, and watches on."""
-    from trading.adapters.sql import LedgerLocation  # SQLAlchemy takes a quarter of a second
-
     async with open_history(
         LedgerLocation.of(room.desk) if room.market.archive else None,
         room.candles,

@@ -20,6 +20,7 @@ from typing import Final, Protocol, TypeVar, cast
 from mcp_servers.market.chart.drawing import FillMark, Marks, OrderMark
 from trading.adapters import codec
 from trading.adapters.config import DeskSettings
+from trading.adapters.sql import LedgerLocation, open_reader
 from trading.domain.errors import InvalidValue, LedgerUnavailable
 from trading.domain.identifiers import Venue
 from trading.domain.instruments import InstrumentId
@@ -211,7 +212,5 @@ async def open_overlay(desk: DeskSettings, *, replay: ReplayPace | None) -> Asyn
         desk: whose ledger and venue.
         replay: see :class:`Overlay`.
     """
-    from trading.adapters.sql import LedgerLocation, open_reader  # SQLAlchemy takes a quarter of a second
-
     async with open_reader("execution", LedgerLocation.of(desk)) as reader:
         yield Overlay(reader, venue=desk.venue, replay=replay)
