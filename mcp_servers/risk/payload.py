@@ -12,6 +12,7 @@ import orjson
 
 from trading.domain.approvals import Approval
 from trading.domain.money import plain
+from trading.domain.standing_exits import ExitTerms
 
 
 def approval_payload(approval: Approval) -> bytes:
@@ -49,8 +50,27 @@ def approval_payload(approval: Approval) -> bytes:
             "policy_version": approval.policy_version,
             "request_id": approval.request_id,
             "risk_score": plain(approval.risk_score),
+            "standing_exit": None if approval.standing_exit is None else _exit(approval.standing_exit),
         }
     )
+
+
+def _exit(terms: ExitTerms) -> dict[str, object]:
+    plan = terms.plan
+    return {
+        "expires_ms": terms.expires_ms,
+        "floor": plain(terms.floor),
+        "plan": {
+            "atr_bar_ms": plan.atr_bar_ms,
+            "atr_bars": plan.atr_bars,
+            "atr_multiple": _optional(plan.atr_multiple),
+            "hold_max_ms": plan.hold_max_ms,
+            "portfolio_loss_pct": _optional(plan.portfolio_loss_pct),
+            "stop_bps": plain(plan.stop_bps),
+            "trailing_bps": _optional(plan.trailing_bps),
+        },
+        "side": terms.side.value,
+    }
 
 
 def _optional(value: Decimal | None) -> str | None:

@@ -25,6 +25,7 @@ from trading.domain.identifiers import (
 from trading.domain.instruments import InstrumentId
 from trading.domain.market_data import Side
 from trading.domain.proposals import Mode, OrderType, TimeInForce
+from trading.domain.standing_exits import ExitTerms, StandingExit
 
 APPROVAL_PAYLOAD_TYPE: Final = "application/vnd.grekko.approval+json;v=1"
 
@@ -112,6 +113,7 @@ class Approval:
         policy_version: version of the limits it was checked against; rises with every change.
         policy_digest: SHA-256 of those limits, 64 hexadecimal digits.
         risk_score: in [0, 1] as decimal text; 0 when no model is installed.
+        standing_exit: the permission to close what this order opens; on every order that can add risk.
         issued_ms: risk's clock. expires_ms: exclusive; the gate also bounds the time since first seen.
     """
 
@@ -132,6 +134,23 @@ class Approval:
     issued_ms: int
     expires_ms: int
     key_id: KeyId
+    standing_exit: ExitTerms | None = None
+
+    def exit(self) -> StandingExit | None:
+        """Return the standing exit that came with this approval, under the approval's own id."""
+        if self.standing_exit is None:
+            return None
+        return StandingExit(
+            exit_id=self.approval_id,
+            account_id=self.order.account_id,
+            mode=self.mode,
+            venue=self.order.venue,
+            symbol=self.order.symbol,
+            terms=self.standing_exit,
+            policy_version=self.policy_version,
+            issued_ms=self.issued_ms,
+            key_id=self.key_id,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

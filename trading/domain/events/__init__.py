@@ -44,6 +44,7 @@ from trading.domain.events.execution import (
 from trading.domain.events.risk import (
     BreakerReset,
     BreakerTripped,
+    ExitSigned,
     LimitsLoaded,
     ReservationReleased,
     RiskApproved,
@@ -65,6 +66,7 @@ __all__ = [
     "DomainEvent",
     "EventEnvelope",
     "EventMetadata",
+    "ExitSigned",
     "HeadWitnessed",
     "LimitsLoaded",
     "OrderAccepted",
@@ -116,6 +118,7 @@ DomainEvent = (
     | DecisionCompleted
     | RiskApproved
     | RiskDenied
+    | ExitSigned
     | ReservationReleased
     | LimitsLoaded
     | BreakerTripped

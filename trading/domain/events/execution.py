@@ -9,11 +9,16 @@ from typing import ClassVar
 from trading.domain.approvals import ApprovedOrder, Effect, Fate
 from trading.domain.fills import Fill
 from trading.domain.identifiers import AccountId, AgentId, ApprovalId, Currency, OrderId, VenueOrderId
+from trading.domain.standing_exits import ExitSlice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderInitialized:
-    """An approval was consumed and its order journaled, before anything was sent."""
+    """An approval was consumed and its order journaled, before anything was sent.
+
+    Attributes:
+        exit_slice: the part of a standing exit that was consumed instead; ``approval_id`` then is its name.
+    """
 
     TYPE: ClassVar[str] = "order.initialized"
     order_id: OrderId
@@ -21,6 +26,7 @@ class OrderInitialized:
     agent_id: AgentId
     effect: Effect
     terms: ApprovedOrder
+    exit_slice: ExitSlice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

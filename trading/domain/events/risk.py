@@ -8,6 +8,7 @@ from typing import ClassVar
 from trading.domain.approvals import Approval, Epoch, TradingState
 from trading.domain.denials import RiskDenial
 from trading.domain.identifiers import ApprovalId
+from trading.domain.standing_exits import StandingExit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,15 @@ class RiskApproved:
 
     TYPE: ClassVar[str] = "risk.approved"
     approval: Approval
+    envelope: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitSigned:
+    """Risk renewed the standing exit of an open position. ``envelope`` is the DSSE envelope, JSON text."""
+
+    TYPE: ClassVar[str] = "risk.exit_signed"
+    exit: StandingExit
     envelope: str
 
 
