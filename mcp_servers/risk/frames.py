@@ -21,6 +21,7 @@ class FrameSource:
     """Builds frames.
 
     Args:
+        policy: in force from the next frame on; may be replaced at any time.
         checked_ns: monotonic time of the newest complete read of execution's ledger, None before the first.
     """
 

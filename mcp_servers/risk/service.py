@@ -3,55 +3,35 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from trading.domain.approvals import TradingState
 from trading.domain.errors import InvalidValue, Unavailable
 from trading.domain.events import ServiceStarted, ServiceStopped
 from trading.domain.identifiers import ApprovalId, DecisionId, RequestId
-from trading.domain.instruments import InstrumentId
 from trading.domain.proposals import Mode
 from trading.ports.ledger import EventDraft, Ledger, Row, Unit, Upsert
 
 from .assessment import Assessor
-from .breaker import SCOPE, Breaker, BreakerAnswer
+from .breaker import BreakerAnswer
 from .context import Frame
-from .decisions import DecisionVerifier
-from .follow import ExecutionFollower
-from .frames import FrameSource
-from .heartbeat import ExecutionPulse, Heartbeats
+from .heartbeat import ExecutionPulse
 from .journal import OPEN, RELEASE_ASKED, approved_of, policy_unit
 from .limits import Policy, RiskLimits, document_of, policy_of
-from .markets import Markets
-from .memory import Memory, rates_of
+from .memory import rates_of
 from .numbers.desk import RiskNumbers
-from .operator_commands import OperatorCommand, OperatorCommands
 from .orders import OrderRequest, intent_of
 from .parts import ApprovalReport, CheckReport, RiskParts
 from .portfolio import Portfolio
 from .rates import RecentOrders
 from .reservations import ReservationBook
-from .sign_off import Answer, SignOff
+from .sign_off import Answer
+from .wiring import Live, Room, wire
 
 log = logging.getLogger("grekko.risk")
 
 RELEASE: Final = "0.1.0"
-
-
-@dataclass(slots=True)
-class _Live:
-    """What exists only once the room has started."""
-
-    breaker: Breaker
-    frames: FrameSource
-    sign_off: SignOff
-    follower: ExecutionFollower
-    heartbeats: Heartbeats
-    commands: OperatorCommands | None
-    memory: Memory
-    clean: bool
-    witnessed: dict[str, int] = field(default_factory=dict[str, int])
 
 
 class RiskService:
@@ -67,7 +47,7 @@ class RiskService:
         self.failed = ""
         self._rows: dict[str, Row] = {}
         self._stopping = False
-        self._opened: _Live | None = None
+        self._opened: Live | None = None
         now_ms = parts.clock.now_ms()
         limits = parts.limits
         self.assessor = Assessor(
@@ -95,7 +75,7 @@ class RiskService:
         )
         await parts.ledger.commit(Unit(events=(EventDraft(started),)))
         await parts.ledger.commit(policy_unit(policy, is_new=is_new, now_ms=now_ms))
-        self._opened = live = self._wire(policy, states, clean=clean)
+        self._opened = live = wire(self._room(), policy, states, clean=clean)
         self.numbers.restore(states)
         await live.heartbeats.beat()
         live.memory.prepare(self.portfolio, policy, parts.account_id, parts.mode)
@@ -120,7 +100,7 @@ class RiskService:
         await self.parts.ledger.commit(Unit(events=(EventDraft(stopped),)))
 
     @property
-    def live(self) -> _Live:
+    def live(self) -> Live:
         """The running parts.
 
         Raises:
@@ -245,99 +225,16 @@ class RiskService:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _wire(self, policy: Policy, states: dict[str, Row], *, clean: bool) -> _Live:
-        parts = self.parts
-        instruments = tuple(InstrumentId(parts.venue, symbol) for symbol in parts.symbols)
-
-        async def announce() -> None:
-            await heartbeats.beat()
-
-        breaker = Breaker(parts.ledger, parts.clock, announce, restored=states.get(SCOPE))
-        heartbeats = Heartbeats(
-            parts.account_id,
-            parts.signer,
-            parts.clock,
-            parts.heartbeats,
-            lambda: (breaker.epoch, breaker.state, policy.min_version),
-        )
-        follower = ExecutionFollower(
-            ledger=parts.ledger,
-            execution=parts.execution,
+    def _room(self) -> Room:
+        return Room(
+            parts=self.parts,
             portfolio=self.portfolio,
-            rows=self._rows,
-            clock=parts.clock,
-            wakeups=parts.wakeups,
-        )
-        memory = Memory(states)
-        frames = FrameSource(
-            clock=parts.clock,
-            mode=parts.mode,
-            policy=policy,
-            markets=Markets(parts.market, instruments, parts.data_of, parts.mode, parts.last_trade),
-            portfolio=self.portfolio,
-            breaker=breaker,
-            pulse=self.pulse,
-            daily=memory.daily,
-            drawdown=memory.drawdown,
-            checked_ns=lambda: follower.checked_ns,
-        )
-        sign_off = SignOff(
-            ledger=parts.ledger,
-            assessor=self.assessor,
-            frames=frames,
             reservations=self.reservations,
-            verifier=self._verifier(policy.limits),
+            pulse=self.pulse,
+            assessor=self.assessor,
             rows=self._rows,
+            is_ready=lambda: self.ready,
             on_lease_lost=self._lease_lost,
-        )
-        return _Live(
-            breaker=breaker,
-            frames=frames,
-            sign_off=sign_off,
-            follower=follower,
-            heartbeats=heartbeats,
-            commands=self._commands(breaker, memory),
-            memory=memory,
-            clean=clean,
-        )
-
-    def _verifier(self, limits: RiskLimits) -> DecisionVerifier | None:
-        parts = self.parts
-        if parts.coordinator is None or parts.keys is None:
-            return None
-        return DecisionVerifier(
-            parts.coordinator,
-            parts.keys,
-            limits.quorum.policy(),
-            parts.mode,
-            consent_agents=limits.quorum.consent_agents,
-            clock_skew_ms=limits.clock_skew_ms,
-        )
-
-    def _commands(self, breaker: Breaker, memory: Memory) -> OperatorCommands | None:
-        parts = self.parts
-        if parts.operator_directory is None:
-            return None
-
-        async def act(command: OperatorCommand) -> BreakerAnswer:
-            by = f"operator:{command.by}"
-            if command.state in (TradingState.HALTED, TradingState.FROZEN):
-                answer = await breaker.trip(command.reason, by, command.state)
-                if answer.changed or command.state is answer.state:
-                    return answer
-            elif not self.ready:
-                raise Unavailable("reservations are still being rebuilt", code="RISK_NOT_READY")
-            if command.state is TradingState.ACTIVE:
-                memory.rearm(self.portfolio.activity, parts.clock.now_ms())
-            return await breaker.reset(command.reason, by, command.state)
-
-        return OperatorCommands(
-            parts.operator_directory,
-            parts.operator,
-            parts.clock,
-            desk=parts.desk,
-            account_id=parts.account_id,
-            act=act,
         )
 
     async def _approval_row(self, approval_id: ApprovalId) -> Row:

@@ -1,0 +1,172 @@
+"""How the parts of the running room are put together; ``service.py`` uses them and never builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from trading.domain.approvals import TradingState
+from trading.domain.errors import Unavailable
+from trading.domain.instruments import InstrumentId
+from trading.ports.ledger import Row
+
+from .assessment import Assessor
+from .breaker import SCOPE, Breaker, BreakerAnswer
+from .decisions import DecisionVerifier
+from .follow import ExecutionFollower
+from .frames import FrameSource
+from .heartbeat import ExecutionPulse, Heartbeats
+from .limits import Policy, RiskLimits
+from .markets import Markets
+from .memory import Memory
+from .operator_commands import OperatorCommand, OperatorCommands
+from .parts import RiskParts
+from .portfolio import Portfolio
+from .reservations import ReservationBook
+from .sign_off import SignOff
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What exists before the room has started.
+
+    Attributes:
+        rows: approvals that may still trade, by id; shared, and kept by those who hold it.
+        is_ready: whether the reservations are rebuilt.
+        on_lease_lost: called when another process became the writer of the ledger.
+    """
+
+    parts: RiskParts
+    portfolio: Portfolio
+    reservations: ReservationBook
+    pulse: ExecutionPulse
+    assessor: Assessor
+    rows: dict[str, Row]
+    is_ready: Callable[[], bool]
+    on_lease_lost: Callable[[], None]
+
+
+@dataclass(slots=True)
+class Live:
+    """What exists only once the room has started."""
+
+    breaker: Breaker
+    frames: FrameSource
+    sign_off: SignOff
+    follower: ExecutionFollower
+    heartbeats: Heartbeats
+    commands: OperatorCommands | None
+    memory: Memory
+    clean: bool
+    witnessed: dict[str, int] = field(default_factory=dict[str, int])
+
+
+def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> Live:
+    """Return the running parts under that policy.
+
+    Args:
+        policy: in force from now on; whoever replaces it later gives the new one to ``Live.frames``.
+        states: rows of ``desk_state`` by scope, as the last run left them.
+        clean: whether the last run ended in good order.
+    """
+    parts, memory = room.parts, Memory(states)
+
+    async def announce() -> None:
+        await heartbeats.beat()
+
+    breaker = Breaker(parts.ledger, parts.clock, announce, restored=states.get(SCOPE))
+    follower = ExecutionFollower(
+        ledger=parts.ledger,
+        execution=parts.execution,
+        portfolio=room.portfolio,
+        rows=room.rows,
+        clock=parts.clock,
+        wakeups=parts.wakeups,
+    )
+    frames = _frames(room, policy, breaker, memory, lambda: follower.checked_ns)
+    heartbeats = Heartbeats(
+        parts.account_id,
+        parts.signer,
+        parts.clock,
+        parts.heartbeats,
+        lambda: (breaker.epoch, breaker.state, frames.policy.min_version),
+    )
+    sign_off = SignOff(
+        ledger=parts.ledger,
+        assessor=room.assessor,
+        frames=frames,
+        reservations=room.reservations,
+        verifier=verifier_of(parts, policy.limits),
+        rows=room.rows,
+        on_lease_lost=room.on_lease_lost,
+    )
+    return Live(
+        breaker=breaker,
+        frames=frames,
+        sign_off=sign_off,
+        follower=follower,
+        heartbeats=heartbeats,
+        commands=_commands(room, breaker, memory),
+        memory=memory,
+        clean=clean,
+    )
+
+
+def _frames(
+    room: Room, policy: Policy, breaker: Breaker, memory: Memory, checked_ns: Callable[[], int | None]
+) -> FrameSource:
+    parts = room.parts
+    instruments = tuple(InstrumentId(parts.venue, symbol) for symbol in parts.symbols)
+    return FrameSource(
+        clock=parts.clock,
+        mode=parts.mode,
+        policy=policy,
+        markets=Markets(parts.market, instruments, parts.data_of, parts.mode, parts.last_trade),
+        portfolio=room.portfolio,
+        breaker=breaker,
+        pulse=room.pulse,
+        daily=memory.daily,
+        drawdown=memory.drawdown,
+        checked_ns=checked_ns,
+    )
+
+
+def verifier_of(parts: RiskParts, limits: RiskLimits) -> DecisionVerifier | None:
+    """Return who checks decisions under these limits; None when no decision is accepted."""
+    if parts.coordinator is None or parts.keys is None:
+        return None
+    return DecisionVerifier(
+        parts.coordinator,
+        parts.keys,
+        limits.quorum.policy(),
+        parts.mode,
+        consent_agents=limits.quorum.consent_agents,
+        clock_skew_ms=limits.clock_skew_ms,
+    )
+
+
+def _commands(room: Room, breaker: Breaker, memory: Memory) -> OperatorCommands | None:
+    parts = room.parts
+    if parts.operator_directory is None:
+        return None
+
+    async def act(command: OperatorCommand) -> BreakerAnswer:
+        by = f"operator:{command.by}"
+        if command.state in (TradingState.HALTED, TradingState.FROZEN):
+            answer = await breaker.trip(command.reason, by, command.state)
+            if answer.changed or command.state is answer.state:
+                return answer
+        elif not room.is_ready():
+            raise Unavailable("reservations are still being rebuilt", code="RISK_NOT_READY")
+        if command.state is TradingState.ACTIVE:
+            memory.rearm(room.portfolio.activity, parts.clock.now_ms())
+        return await breaker.reset(command.reason, by, command.state)
+
+    return OperatorCommands(
+        parts.operator_directory,
+        parts.operator,
+        parts.clock,
+        desk=parts.desk,
+        account_id=parts.account_id,
+        act=act,
+    )
