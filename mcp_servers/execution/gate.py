@@ -27,6 +27,7 @@ from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import OrderBook, Side
 from trading.domain.money import multiply
 from trading.domain.proposals import Mode, OrderType
+from trading.domain.standing_exits import EXIT_LIFE_MAX_MS
 from trading.ports.signing import Verifier
 
 NS_PER_MS: Final = 1_000_000
@@ -55,6 +56,7 @@ class GateCode(StrEnum):
     UNRECONCILED = "GATE_UNRECONCILED"  # 5
     ORDER_MISMATCH = "GATE_ORDER_MISMATCH"  # 6
     REDUCE_ONLY = "GATE_REDUCE_ONLY"  # 6
+    STANDING_EXIT = "GATE_STANDING_EXIT"  # 6
     PRICE_STALE = "GATE_PRICE_STALE"  # 7
     PRICE_BAND = "GATE_PRICE_BAND"  # 7
     FATE_WRITTEN = "GATE_FATE_WRITTEN"  # 8
@@ -296,6 +298,7 @@ def _check_order(approval: Approval, facts: GateFacts) -> None:
     prices = [price for price in (order.limit_price, order.stop_price) if price is not None]
     if not instrument.is_quantity(order.quantity) or not all(instrument.is_price(price) for price in prices):
         refuse(GateCode.ORDER_MISMATCH, "quantity or price is not on the venue's step")
+    _check_exit(approval, instrument)
     limit = order.limit_price
     if limit is not None:
         # The limit of a stop lies beyond its trigger, which risk has bounded; the band is about the market now.
@@ -312,6 +315,24 @@ def _check_order(approval: Approval, facts: GateFacts) -> None:
             "the order would no longer only reduce: position less working and unknown reduces is smaller",
             suggestion="read execution_get_account, then ask risk for an approval of the remaining size",
         )
+
+
+def _check_exit(approval: Approval, instrument: Instrument) -> None:
+    """6. Nothing is opened without the permission to close it, and that permission closes what this order opens."""
+    order, terms = approval.order, approval.standing_exit
+    if approval.effect is Effect.REDUCE:
+        if terms is not None:
+            refuse(GateCode.STANDING_EXIT, "an order that only reduces opens nothing and has no standing exit")
+        return
+    if terms is None:
+        refuse(GateCode.STANDING_EXIT, "an order that can add risk must come with a standing exit")
+    if terms.side is order.side:
+        refuse(GateCode.STANDING_EXIT, "the standing exit is on the side of the order, so it would close nothing")
+    is_wide = 0 < terms.floor < approval.band_low if terms.side is Side.SELL else terms.floor > approval.band_high
+    if not is_wide or not instrument.is_price(terms.floor):
+        refuse(GateCode.STANDING_EXIT, "the standing exit's floor is not a price beyond the approved band")
+    if not approval.expires_ms < terms.expires_ms <= approval.issued_ms + EXIT_LIFE_MAX_MS:
+        refuse(GateCode.STANDING_EXIT, "the standing exit ends before the approval does, or lives too long")
 
 
 def _check_price(approval: Approval, facts: GateFacts, rules: GateRules, moment: Moment) -> None:

@@ -22,6 +22,7 @@ from trading.domain.instruments import InstrumentId
 from trading.domain.market_data import Side
 from trading.domain.money import ZERO, divide, multiply
 from trading.domain.proposals import OrderIntent
+from trading.domain.standing_exits import ExitTerms
 from trading.ports.clock import IdFactory
 from trading.ports.signing import Signer
 
@@ -30,6 +31,7 @@ from .nearest import LegalSearch
 from .payload import approval_payload
 from .policies.pipeline import RULES, RuleFunction, Verdict, evaluate
 from .pricing import build_context, signed_terms
+from .protection import exit_terms
 from .rates import OrderRates, RecentOrders
 from .reservations import Reservation, ReservationBook, resting_price
 
@@ -202,6 +204,7 @@ class Assessor:
             issued_ms=frame.now_ms,
             expires_ms=expires,
             key_id=self._signer.key_id,
+            standing_exit=None if c.reduces else _exit(c),
         )
 
 
@@ -242,6 +245,16 @@ def _terms(c: OrderContext, approval_id: ApprovalId) -> ApprovedOrder:
         reduce_only=intent.reduce_only,
         client_order_id=client_order_id_for(approval_id, intent.venue),
     )
+
+
+def _exit(c: OrderContext) -> ExitTerms:
+    """Return the permission to close what this order opens."""
+    mid, instrument = c.market.mid, c.instrument
+    if mid is None or instrument is None:
+        raise AssertionError("a passed order has a market")
+    in_force, expires_ms = c.in_force, c.frame.now_ms + c.limits.exit_ttl_ms
+    floor_bps = in_force.protection.floor_bps
+    return exit_terms(c.intent.side, mid, floor_bps, instrument.price_tick, in_force.plan, expires_ms)
 
 
 def _most(c: OrderContext, unit_cost: Decimal, band_high: Decimal) -> Decimal:

@@ -19,8 +19,10 @@ from trading.adapters.config import SectionModel
 from trading.adapters.signing import digest
 from trading.domain.identifiers import AccountId, AgentId, Symbol, Venue, parse_symbol
 from trading.domain.proposals import Mode, OrderType, TimeInForce
+from trading.domain.standing_exits import EXIT_LIFE_MAX_MS
 from trading.domain.voting import QuorumPolicy
 
+from .protection import ProtectionLimits
 from .scopes import ScopeLimits, Scopes
 from .values import Amount, Bps, Count, Millis, Percent
 
@@ -41,6 +43,7 @@ class SymbolLimits(SectionModel):
         symbol_turnover_max: quote approved in the symbol within ``turnover_window_ms``, both sides together.
         symbol_drift_max: quote by which the buys and sells approved in that window may differ.
         trade_size_multiple_max: one order in multiples of the median public trade; None judges no order by it.
+        protection: the stops that every position in it has.
     """
 
     order_quantity_max: Amount = Decimal("0.5")
@@ -55,6 +58,7 @@ class SymbolLimits(SectionModel):
     symbol_turnover_max: Amount = Decimal(500_000)
     symbol_drift_max: Amount = Decimal(250_000)
     trade_size_multiple_max: Amount | None = None
+    protection: ProtectionLimits = ProtectionLimits()
 
 
 class QuorumLimits(SectionModel):
@@ -118,6 +122,8 @@ class RiskLimits(SectionModel):
         undecided_notional_max: quote; a larger order needs a decision of the vote.
         undecided_modes: where orders without a decision are allowed at all.
         clock_skew_ms: how far another room's clock may be ahead of ours.
+        portfolio_loss_pct: every position is closed once equity lies so far below its level at 00:00 UTC; None never.
+        exit_ttl_ms: life of a standing exit; renewed before half of it is over while the position is open.
         reactivate_after_unclean_stop: paper only: resume by policy after a crash instead of waiting for the operator.
     """
 
@@ -168,6 +174,8 @@ class RiskLimits(SectionModel):
     undecided_notional_max: Amount = Decimal(10_000)
     undecided_modes: tuple[Mode, ...] = (Mode.PAPER, Mode.TESTNET)
     clock_skew_ms: Millis = 1_000
+    portfolio_loss_pct: Percent | None = None
+    exit_ttl_ms: Annotated[int, Field(ge=600_000, le=EXIT_LIFE_MAX_MS)] = 86_400_000
     reactivate_after_unclean_stop: StrictBool = True
     quorum: QuorumLimits = QuorumLimits()
 
@@ -175,6 +183,9 @@ class RiskLimits(SectionModel):
     def _tighter_when_undecided(self) -> Self:
         if self.band_bps_interactive > self.band_bps_decided:
             raise ValueError("band_bps_interactive must not be wider than band_bps_decided")
+        for symbol, own in self.symbols.items():
+            if own.protection.floor_bps <= self.band_bps_decided:
+                raise ValueError(f"protection.floor_bps of {symbol} must be wider than band_bps_decided")
         return self
 
 

@@ -17,6 +17,7 @@ from trading.domain.market_data import Side
 from trading.domain.money import MAX_SCALE, add, bps_of, subtract
 from trading.domain.proposals import REASON_MAX, OrderIntent, OrderType, TimeInForce
 from trading.domain.sizing import SizeUnit, to_quantity
+from trading.domain.standing_exits import PROTECTION
 
 from .context import Frame
 from .pricing import NO_MARKET
@@ -55,6 +56,8 @@ class OrderRequest:
     def __post_init__(self) -> None:
         if len(self.reason) > REASON_MAX:
             raise InvalidValue(f"reason is longer than {REASON_MAX} characters", code="REASON_TOO_LONG")
+        if self.agent_id == PROTECTION:
+            raise InvalidValue(f"{PROTECTION} is the name under which stops act, no agent's", code="AGENT_RESERVED")
 
 
 def request_digest(orders: tuple[OrderRequest, ...], decision_id: DecisionId | None) -> str:

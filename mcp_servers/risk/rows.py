@@ -152,7 +152,8 @@ def limits_row(service: RiskService, scope: str, agent_id: AgentId) -> schemas.L
         values.update({name: _text(getattr(in_force.limits, name)) for name in fields})
         values.update({f"quorum.{name}": _text(value) for name, value in limits.quorum.model_dump().items()})
     elif in_force.symbol is not None:
-        values = {name: _text(value) for name, value in in_force.symbol.model_dump().items()}
+        own = {**in_force.symbol.model_dump(exclude={"protection"}), **in_force.protection.model_dump()}
+        values = {name: _text(value) for name, value in own.items()}
     else:
         raise InvalidValue(
             f"there are no limits for {scope[:41]!r}",

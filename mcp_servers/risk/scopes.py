@@ -19,7 +19,9 @@ from pydantic import Field
 from trading.adapters.config import SectionModel
 from trading.domain.identifiers import AccountId, AgentId, Symbol, Venue
 from trading.domain.proposals import Mode, OrderType, TimeInForce
+from trading.domain.standing_exits import StopPlan
 
+from .protection import ProtectionLimits, plan_of
 from .values import Amount, Bps, Count, Percent
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ class ScopeLimits(SectionModel):
     reserved_notional_max: Amount | None = None
     undecided_notional_max: Amount | None = None
     unresolved_orders_max: Annotated[int, Field(ge=0)] | None = None
+    portfolio_loss_pct: Percent | None = None
+    stop_bps: Bps | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +78,15 @@ class InForce:
 
     Attributes:
         symbol: None when the symbol has no limits of its own, which restricts it.
+        protection, plan: how a position in it is protected; the defaults, as tight as the scopes ask, without a symbol.
         symbols, venues: the only ones allowed; None allows every one that has limits.
         sources: for every value in ``limits`` and ``symbol`` the scope it comes from.
     """
 
     limits: RiskLimits
     symbol: SymbolLimits | None
+    protection: ProtectionLimits
+    plan: StopPlan
     symbols: tuple[Symbol, ...] | None
     venues: tuple[Venue, ...] | None
     sources: Mapping[str, str]
@@ -125,6 +132,10 @@ class Scopes:
         if own is not None:
             of_symbol, named = _values(own, self._symbol_defaults, f"symbol:{symbol}")
             sources.update(named)
+        stops = self._symbol_defaults.protection if own is None else own.protection
+        of_stops, named = _values(stops, self._symbol_defaults.protection, f"symbol:{symbol}")
+        if own is not None:
+            sources.update(named)
         allowed: dict[str, object] = {"symbols": None, "venues": None}
         for name, scope in (
             (f"account:{account_id}", limits.accounts.get(account_id)),
@@ -134,12 +145,15 @@ class Scopes:
         ):
             for field in ScopeLimits.model_fields if scope is not None else ():
                 wanted = getattr(scope, field)
-                held = allowed if field in allowed else of_symbol if field in of_symbol else desk
+                held = next((known for known in (allowed, of_symbol, of_stops) if field in known), desk)
                 if wanted is not None and field in held and (stricter := _stricter(held[field], wanted)) is not None:
                     held[field], sources[field] = stricter, name
+        whole, protection = limits.model_copy(update=desk), stops.model_copy(update=of_stops)
         return InForce(
-            limits.model_copy(update=desk),
-            None if own is None else own.model_copy(update=of_symbol),
+            whole,
+            None if own is None else own.model_copy(update={**of_symbol, "protection": protection}),
+            protection,
+            plan_of(protection, whole.portfolio_loss_pct),
             cast("tuple[Symbol, ...] | None", allowed["symbols"]),
             cast("tuple[Venue, ...] | None", allowed["venues"]),
             sources,
@@ -147,7 +161,7 @@ class Scopes:
 
 
 #: Parts of the document that are not values of an order.
-_STRUCTURE: Final = frozenset({"symbols", "accounts", "modes", "venues", "agents", "quorum"})
+_STRUCTURE: Final = frozenset({"symbols", "accounts", "modes", "venues", "agents", "quorum", "protection"})
 
 
 def _values(model: SectionModel, defaults: SectionModel, name: str) -> tuple[dict[str, object], dict[str, str]]:

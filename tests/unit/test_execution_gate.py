@@ -26,10 +26,12 @@ from trading.domain.approvals import (
 from trading.domain.market_data import Side
 from trading.domain.orders import OrderStatus
 from trading.domain.proposals import Mode, OrderType
-from trading.testing.builders import build_book
+from trading.domain.standing_exits import EXIT_LIFE_MAX_MS, ExitTerms, StopPlan
+from trading.testing.builders import build_book, build_exit_terms
 from trading.testing.keys import make_test_signer
 
 D = Decimal
+NOW_MS = 1_750_000_000_000
 
 
 async def _refused(desk: Desk, code: GateCode, approval_id: str) -> None:
@@ -54,6 +56,9 @@ def _other(value: Any) -> Any:
             return value + 1
         case list():
             return [_other(value[0]), *value[1:]]
+        case dict():
+            first = next(iter(value))
+            return {**value, first: _other(value[first])}
         case None:
             return "1"
         case _:
@@ -61,16 +66,23 @@ def _other(value: Any) -> Any:
 
 
 TOP = [field.name for field in fields(Approval) if field.name != "order"]
-INNER = [field.name for field in fields(ApprovedOrder)]
+INNER = [
+    *(f"order.{field.name}" for field in fields(ApprovedOrder)),
+    *(f"standing_exit.{field.name}" for field in fields(ExitTerms)),
+    *(f"standing_exit.plan.{field.name}" for field in fields(StopPlan)),
+]
 
 
-@pytest.mark.parametrize("path", [*TOP, *(f"order.{name}" for name in INNER)])
+@pytest.mark.parametrize("path", [*TOP, *INNER])
 async def test_an_approval_with_one_field_altered_is_refused(path: str) -> None:
     desk = await Desk().start()
     approval = desk.approval()
     envelope = Envelope.from_json(sealed(approval))
     data = json.loads(envelope.payload)
-    holder, name = (data["order"], path.removeprefix("order.")) if path.startswith("order.") else (data, path)
+    *parts, name = path.split(".")
+    holder = data
+    for part in parts:
+        holder = holder[part]
     holder[name] = _other(holder[name])
     forged = replace(envelope, payload=codec.canonical_json(data)).to_json()
     await _refused(desk, GateCode.SIGNATURE, await desk.issue(approval, envelope=forged))
@@ -185,6 +197,41 @@ async def test_an_unknown_approval_is_refused() -> None:
 async def test_a_well_signed_approval_out_of_place_is_refused(fields_: dict[str, Any], code: GateCode) -> None:
     desk = await Desk().start()
     await _refused(desk, code, await desk.issue(**fields_))
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        None,
+        {"side": Side.BUY},
+        {"floor": D("59700")},
+        {"floor": D(0)},
+        {"floor": D("30000.001")},
+        {"side": Side.BUY, "floor": D("90000")},
+        {"expires_ms": NOW_MS + 3_000},
+        {"expires_ms": NOW_MS + EXIT_LIFE_MAX_MS + 1},
+    ],
+)
+async def test_an_increase_without_an_exit_that_fits_it_is_refused(terms: dict[str, Any] | None) -> None:
+    desk = await Desk().start()
+    assert desk.clock.now_ms() == NOW_MS
+    exit_terms = None if terms is None else replace(build_exit_terms(now_ms=NOW_MS), **terms)
+    await _refused(desk, GateCode.STANDING_EXIT, await desk.issue(changes={"standing_exit": exit_terms}))
+
+
+async def test_an_exit_that_buys_back_lies_above_the_band() -> None:
+    desk = await Desk().start()
+    await desk.bought("0.5")
+    bad = build_exit_terms(entry=Side.SELL, floor="60300", now_ms=desk.clock.now_ms())
+    sale = {"side": Side.SELL, "limit_price": "60000", "quantity": "0.6"}
+    assert await desk.refusal(await desk.issue(**sale, changes={"standing_exit": bad})) == GateCode.STANDING_EXIT
+
+
+async def test_a_reduce_with_an_exit_of_its_own_is_refused() -> None:
+    desk = await Desk().start()
+    await desk.bought()
+    terms = build_exit_terms(entry=Side.SELL, now_ms=desk.clock.now_ms())
+    assert await desk.refusal(await desk.exit(changes={"standing_exit": terms})) == GateCode.STANDING_EXIT
 
 
 async def test_a_client_order_id_that_is_not_the_approvals_is_refused() -> None:

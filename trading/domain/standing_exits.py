@@ -26,6 +26,9 @@ from trading.domain.proposals import Mode
 
 STANDING_EXIT_PAYLOAD_TYPE: Final = "application/vnd.grekko.standing-exit+json;v=1"
 
+#: The longest life of a standing exit; execution refuses one that claims more.
+EXIT_LIFE_MAX_MS: Final = 7 * 86_400_000
+
 _SLICES: Final = UUID("0d0f8a52-4a8e-5f0c-9a3b-5b1f2f0a7c61")
 
 #: In whose name protective orders are written down. No agent may be called so.

@@ -24,6 +24,7 @@ from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import Feed, Level, OrderBook, Side
 from trading.domain.orders import Order
 from trading.domain.proposals import Mode, OrderType, TimeInForce
+from trading.domain.standing_exits import ExitTerms, StopPlan
 
 PAPER = Venue("paper")
 BTC_USDT = Symbol("BTC/USDT")
@@ -137,6 +138,19 @@ def build_approval(
         issued_ms=now_ms,
         expires_ms=now_ms + ttl_ms,
         key_id=KeyId(key_id),
+        standing_exit=build_exit_terms(entry=terms.side, now_ms=now_ms) if effect is Effect.INCREASE else None,
+    )
+
+
+def build_exit_terms(
+    *, entry: Side = Side.BUY, floor: str | None = None, stop_bps: str = "500", now_ms: int = 1_750_000_000_000
+) -> ExitTerms:
+    """Return terms that close what ``entry`` opens, good for a day; by default half of 60,000 away from it."""
+    return ExitTerms(
+        side=entry.opposite,
+        floor=Decimal(floor or ("30000" if entry is Side.BUY else "90000")),
+        plan=StopPlan(stop_bps=Decimal(stop_bps)),
+        expires_ms=now_ms + 86_400_000,
     )
 
 

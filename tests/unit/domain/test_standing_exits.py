@@ -8,6 +8,7 @@ from decimal import Decimal
 import pytest
 
 from trading.adapters import codec
+from trading.domain.approvals import Effect
 from trading.domain.errors import InvalidValue
 from trading.domain.identifiers import ApprovalId
 from trading.domain.market_data import Side
@@ -32,7 +33,7 @@ def test_an_exit_that_came_with_an_approval_has_its_id_and_place() -> None:
 
 
 def test_an_approval_without_an_exit_gives_none() -> None:
-    assert build_approval(key_id="k").exit() is None
+    assert build_approval(key_id="k", effect=Effect.REDUCE).exit() is None
 
 
 def test_slices_have_names_of_their_own_that_never_change() -> None:
