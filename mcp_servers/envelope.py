@@ -54,9 +54,10 @@ DEFAULT_ROWS: Final = 20
 #: Characters of outside text that are passed on.
 MAX_UNTRUSTED: Final = 2_000
 
-_DECIMAL_PATTERN: Final = r"^-?[0-9]{1,24}(\.[0-9]{1,18})?$"
+#: A decimal as text, see :data:`DecimalText`.
+DECIMAL_PATTERN: Final = r"^-?[0-9]{1,24}(\.[0-9]{1,18})?$"
 _UNSIGNED_PATTERN: Final = r"^[0-9]{1,24}(\.[0-9]{1,18})?$"
-_DECIMAL: Final = re.compile(_DECIMAL_PATTERN)
+_DECIMAL: Final = re.compile(DECIMAL_PATTERN)
 _HINT: Final = 'write it as a string of digits, for example "0.015"'
 
 
@@ -91,7 +92,7 @@ DecimalText = Annotated[
     Decimal,
     PlainValidator(_read_decimal),
     PlainSerializer(plain, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": _DECIMAL_PATTERN}),
+    WithJsonSchema({"type": "string", "pattern": DECIMAL_PATTERN}),
 ]
 
 #: The same, greater than zero: amounts and prices in arguments.

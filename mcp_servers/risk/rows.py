@@ -15,9 +15,8 @@ from mcp_servers.risk.pricing import build_context
 from mcp_servers.risk.reservations import Exposure
 from mcp_servers.risk.scopes import DEFAULT, DESK
 from mcp_servers.risk.service import RiskService
-from mcp_servers.risk.sign_off import Answer
 from trading.domain.approvals import ApprovedOrder
-from trading.domain.denials import RiskDenial, RuleResult
+from trading.domain.denials import RuleResult
 from trading.domain.errors import InvalidValue
 from trading.domain.identifiers import AgentId, Symbol
 from trading.domain.money import EXACT, ZERO, multiply, plain
@@ -82,48 +81,6 @@ def approval_row(item: Approved) -> schemas.ApprovalRow:
     )
 
 
-def answer_rows(answer: Answer, cursor: str | None) -> tuple[schemas.Approvals, str | None]:
-    """Return the answer, or its next page of ids, and the cursor that continues it.
-
-    Raises:
-        InvalidValue: a cursor of another form.
-    """
-    start = _position(cursor)
-    ids = [item.approval.approval_id for item in answer.approved]
-    detailed = len(answer.outcomes) <= schemas.DETAILED_MAX
-    denials = [(n, item) for n, item in enumerate(answer.outcomes) if isinstance(item, RiskDenial)]
-    shown = denials if detailed else denials[: schemas.DETAILED_MAX]
-    end = start + schemas.IDS_MAX
-    data = schemas.Approvals(
-        request_id=answer.request_id,
-        approved=len(ids),
-        denied=len(denials),
-        approval_ids=list(ids[start:end]),
-        approvals=[approval_row(item) for item in answer.approved] if detailed else [],
-        denials=[] if start else [_denial_row(n, item, brief=not detailed) for n, item in shown],
-        replayed=answer.replayed,
-    )
-    return data, str(end) if end < len(ids) else None
-
-
-def _denial_row(index: int, denial: RiskDenial, *, brief: bool) -> schemas.DenialRow:
-    failures = denial.failures[:2] if brief else denial.failures
-    return schemas.DenialRow(
-        index=index,
-        order=order_row(denial.order),
-        failures=[rule_row(failure) for failure in failures],
-        nearest_legal=None if brief or denial.nearest_legal is None else order_row(denial.nearest_legal),
-    )
-
-
-def _position(cursor: str | None) -> int:
-    if cursor is None:
-        return 0
-    if not (cursor.isdecimal() and len(cursor) <= 3):
-        raise InvalidValue("is not a cursor of this answer", code="INVALID_CURSOR")
-    return int(cursor)
-
-
 def approval_state(report: ApprovalReport, now_ms: int, *, envelope: bool) -> schemas.ApprovalState:
     """Return an approval with its state and fate."""
     return schemas.ApprovalState(
@@ -133,6 +90,16 @@ def approval_state(report: ApprovalReport, now_ms: int, *, envelope: bool) -> sc
         order_id=report.order_id,
         expired=report.approved.approval.expires_ms <= now_ms,
         envelope=report.approved.envelope if envelope else None,
+    )
+
+
+def release_row(report: ApprovalReport) -> schemas.Release:
+    """Return what became of a request to release."""
+    return schemas.Release(
+        approval_id=report.approved.approval.approval_id,
+        state=report.state,
+        fate=report.fate,
+        order_id=report.order_id,
     )
 
 

@@ -33,10 +33,8 @@ NameText = Annotated[str, Field(max_length=64)]
 ReasonText = Annotated[str, Field(max_length=280)]
 IdText = Annotated[str, Field(min_length=1, max_length=128)]
 
-#: More orders than this are answered by ids alone.
+#: More orders than this are answered by ids alone; as many denials stand in one reply.
 DETAILED_MAX: Final = 8
-#: Approval ids in one reply; ``next_cursor`` gives the rest.
-IDS_MAX: Final = 200
 
 
 class OrderItem(BaseModel):
@@ -112,7 +110,7 @@ class ApprovalRow(Row):
 
 
 class DenialRow(Row):
-    """A refusal: every failed rule, and the nearest legal order."""
+    """A refusal: its failed rules, the first few where meta says truncated, and the nearest legal order."""
 
     index: int
     order: OrderRow
@@ -121,11 +119,12 @@ class DenialRow(Row):
 
 
 class Approvals(Row):
-    """What a request got. Large batches name approvals by id only."""
+    """What a request got. Ids are in the order of the orders, without those at ``denied_at``."""
 
     request_id: str
     approved: int
     denied: int
+    denied_at: list[int]
     approval_ids: list[str]
     approvals: list[ApprovalRow]
     denials: list[DenialRow]
@@ -141,6 +140,15 @@ class ApprovalState(Row):
     order_id: str
     expired: bool
     envelope: str | None = None
+
+
+class Release(Row):
+    """What was asked; it counts until ``fate`` is voided or lapsed."""
+
+    approval_id: str
+    state: str
+    fate: str
+    order_id: str
 
 
 class Limits(Row):
@@ -183,9 +191,6 @@ class Exposures(Row):
     by_agent: dict[str, Figure] = Field(description="Promised, quote")
     reservations: int
     instruments: list[ExposureRow]
-    var: DecimalText | None = None
-    es: DecimalText | None = None
-    drawdown: DecimalText | None = None
 
 
 class Trip(Row):

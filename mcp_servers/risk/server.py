@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field
 
-from mcp_servers.envelope import Meta, PositiveDecimalText, Reply, ok, timestamp
+from mcp_servers.envelope import DEFAULT_ROWS, Meta, PositiveDecimalText, Reply, ok, timestamp
 from mcp_servers.hosting import (
     Context,
     DeskServer,
@@ -24,6 +24,7 @@ from mcp_servers.risk.numbers.desk import Basis, History
 from mcp_servers.risk.numbers.rows import risk_row
 from mcp_servers.risk.numbers.schemas import Risk
 from mcp_servers.risk.orders import ORDERS_MAX, OrderRequest
+from mcp_servers.risk.pages import answer_page, exposure_page
 from mcp_servers.risk.schemas import IdText, NameText, OrderItem, ReasonText, SymbolText, Tif, Unit
 from mcp_servers.risk.service import RiskService
 from mcp_servers.risk.settings import RiskSettings, check_allowed, load_risk_settings
@@ -120,7 +121,11 @@ def _register_reads(read: Callable[..., Callable[[Any], Any]]) -> None:
     async def risk_get_approval(
         ctx: Context[RiskService], approval_id: IdText, include_envelope: bool = False
     ) -> Reply[schemas.ApprovalState]:
-        """Show an approval's order, expiry, state and fate; the signed envelope on request."""
+        """Show an approval's order, expiry, state and fate.
+
+        state is risk's: open, release_requested (still counts) or released. fate is execution's: empty while undecided,
+        then consumed, lapsed or voided. Execution takes the id; include_envelope only to verify the signature yourself.
+        """
         service = state(ctx)
         report = await service.get_approval(ApprovalId(approval_id))
         now_ms = service.parts.clock.now_ms()
@@ -130,22 +135,36 @@ def _register_reads(read: Callable[..., Callable[[Any], Any]]) -> None:
     async def risk_get_limits(
         ctx: Context[RiskService], scope: SymbolText = "desk", agent_id: NameText | None = None
     ) -> Reply[schemas.Limits]:
-        """Show the limits in force for an agent's orders, and the scope each comes from. Scope: desk, or a symbol."""
+        """Show the limits in force for an agent's orders, and the scope each comes from.
+
+        Not how much of them is left: use risk_check_order. Scope: desk, or a symbol such as "BTC/USDT". Amounts are
+        quote, names with _quantity base, with _bps and _pct as they say.
+        """
         service = state(ctx)
         return ok(rows.limits_row(service, scope, AgentId(_agent_name(agent_id))), Meta(source="policy"))
 
     @read(title="Get exposure")
-    async def risk_get_exposure(ctx: Context[RiskService], scope: SymbolText | None = None) -> Reply[schemas.Exposures]:
-        """Show what is held and promised, gross, net, by venue and agent, and today's result; of a symbol, or all."""
+    async def risk_get_exposure(
+        ctx: Context[RiskService],
+        scope: SymbolText | None = None,
+        limit: Annotated[int, Field(ge=1, le=100)] = DEFAULT_ROWS,
+        cursor: SymbolText | None = None,
+    ) -> Reply[schemas.Exposures]:
+        """Show what is held and promised, gross, net, by venue and agent, and today's result.
+
+        Not for VaR: use risk_get_risk. Held and open are base, the rest quote; sums are always the whole desk's.
+        Instruments with nothing held or promised are left out unless scope names one. Example: scope "BTC/USDT".
+        """
         service = state(ctx)
-        return ok(rows.exposure_rows(service, scope), _meta(service))
+        data, page = exposure_page(rows.exposure_rows(service, scope), scope, cursor=cursor, limit=limit)
+        return ok(data, _meta(service).model_copy(update=page.meta))
 
     @read(title="Get risk numbers")
     async def risk_get_risk(ctx: Context[RiskService], basis: Basis = "held", history: History = "best") -> Reply[Risk]:
         """Show VaR, ES, volatility, drawdown, beta, concentration, the cost of leaving, and stress losses.
 
-        Each with horizon, window and n. They inform; limits alone decide. history "own" never falls back on
-        the bundled years 2019-2021.
+        Each in quote with horizon, window and n. They inform; not for sizing an order: limits alone decide. history
+        "own" never falls back on the bundled years 2019-2021. Example: basis "worst_case".
         """
         service = state(ctx)
         report = await service.numbers.report(service.frame(), basis=basis, history=history)
@@ -153,7 +172,10 @@ def _register_reads(read: Callable[..., Callable[[Any], Any]]) -> None:
 
     @read(title="Get status")
     async def risk_get_status(ctx: Context[RiskService]) -> Reply[schemas.Status]:
-        """Show trading state, epoch, ages of all inputs, and whether new risk could be approved now."""
+        """Show trading state, epoch, ages of all inputs, and whether new risk could be approved now.
+
+        Not about one order: use risk_check_order. Ages are milliseconds. reasons says why safe_to_trade is false.
+        """
         service = state(ctx)
         return ok(status_row(service, AgentId(_agent_name(None))), _meta(service))
 
@@ -206,8 +228,8 @@ def _register_requests(server: DeskServer[RiskService]) -> None:
             tuple([_order(service, item) for item in items]),
             None if decision_id is None else DecisionId(decision_id),
         )
-        data, following = rows.answer_rows(answer, cursor)
-        meta = _meta(service).model_copy(update={"truncated": following is not None, "next_cursor": following})
+        data, truncated, following = answer_page(answer, cursor)
+        meta = _meta(service).model_copy(update={"truncated": truncated, "next_cursor": following})
         return ok(data, meta)
 
     @tool(
@@ -219,11 +241,14 @@ def _register_requests(server: DeskServer[RiskService]) -> None:
         open_world=False,
         scope="risk:request",
     )
-    async def risk_release_approval(ctx: Context[RiskService], approval_id: IdText) -> Reply[schemas.ApprovalState]:
-        """Give back an approval you will not use; it counts until execution has voided it."""
+    async def risk_release_approval(ctx: Context[RiskService], approval_id: IdText) -> Reply[schemas.Release]:
+        """Ask execution to void an approval you will not use.
+
+        This is a request only: the approval counts against the limits, and could still trade, until its fate is
+        voided or lapsed; look with risk_get_approval. Not for an order already sent: use execution_cancel_order.
+        """
         service = state(ctx)
-        report = await service.release_approval(ApprovalId(approval_id))
-        return ok(rows.approval_state(report, service.parts.clock.now_ms(), envelope=False), _meta(service))
+        return ok(rows.release_row(await service.release_approval(ApprovalId(approval_id))), _meta(service))
 
     @tool(
         server,
@@ -239,7 +264,7 @@ def _register_requests(server: DeskServer[RiskService]) -> None:
     ) -> Reply[schemas.Trip]:
         """Halt the desk at once: nothing that adds risk is sent any more. Only the operator can resume.
 
-        Exits and cancels stay possible. Scope is desk.
+        Exits and cancels stay possible. Not for one order: cancel that. Scope is desk. Example: reason "prices frozen".
         """
         if scope != "desk":
             raise InvalidValue("only the whole desk can be halted", code="UNKNOWN_SCOPE", allowed=("desk",))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mcp_servers.risk import schemas
 from mcp_servers.risk.context import Frame
 from mcp_servers.risk.service import RiskService
 from trading.domain.approvals import TradingState
 from trading.domain.identifiers import AgentId
+
+#: Symbols whose market's problem is told one by one.
+_PROBLEMS_MAX: Final = 20
 
 
 def status_row(service: RiskService, agent_id: AgentId) -> schemas.Status:
@@ -47,7 +52,10 @@ def reasons_against(service: RiskService, frame: Frame) -> list[str]:
         reasons.append("execution is not heard of")
     if frame.portfolio_age_ms is None or frame.portfolio_age_ms > limits.portfolio_max_age_ms:
         reasons.append("the portfolio is stale")
-    reasons += [f"{item.symbol}: {market.problem}" for item, market in frame.markets.items() if market.problem]
+    problems = [f"{item.symbol}: {market.problem}" for item, market in frame.markets.items() if market.problem]
+    reasons += problems[:_PROBLEMS_MAX]
+    if len(problems) > _PROBLEMS_MAX:
+        reasons.append(f"{len(problems) - _PROBLEMS_MAX} more symbols have no usable market")
     if frame.daily_result is not None and frame.daily_result <= -limits.daily_loss_max:
         reasons.append("the day's loss limit is reached")
     return reasons

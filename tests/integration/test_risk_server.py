@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -10,17 +11,20 @@ from typing import Any
 
 import pytest
 
+from mcp_servers.envelope import MAX_CHARS
 from mcp_servers.hosting import DeskServer, ToolFailure, build_server, call, open_client
 from mcp_servers.risk.server import register
 from mcp_servers.risk.service import RiskService
 from tests.mcp_harness import QUICK_WAYS, Way, check_conventions, reach, room_command
-from tests.risk_support import Desk, open_desk, wide_limits, wide_symbol
+from tests.risk_support import Desk, open_desk, order, wide_limits, wide_symbol
 from trading.adapters.approval_signer import create_approval_key
 from trading.adapters.config import DeskHome
 from trading.adapters.market_stream import create_feed_key
 from trading.adapters.signing_keys import create_key
+from trading.domain.events import AccountFunded
+from trading.domain.identifiers import Currency, Symbol
 from trading.domain.proposals import Mode
-from trading.testing.builders import BTC_USDT
+from trading.testing.builders import ACCOUNT, BTC_USDT
 
 LIMIT: dict[str, Any] = {"symbol": "BTC/USDT", "side": "buy", "type": "limit", "amount": "0.01", "limit_price": "60001"}
 
@@ -97,20 +101,60 @@ async def test_walk_through_every_tool(way: Way) -> None:
         assert [failure["rule"] for failure in denied["denials"][0]["failures"]] == ["TRADING_STATE"]
 
 
+async def all_pages(client: Any, **arguments: Any) -> list[dict[str, Any]]:
+    """Follow the cursor to the end; every page must be one that a model can read."""
+    pages: list[dict[str, Any]] = []
+    cursor: str | None = None
+    while not pages or cursor is not None:
+        more = {} if cursor is None else {"cursor": cursor}
+        reply = await client.call_tool("risk_request_approval", {**arguments, **more})
+        assert len(reply.content[0].text) <= MAX_CHARS
+        pages.append(reply.structured_content["data"])
+        cursor = reply.structured_content["meta"].get("next_cursor")
+        assert reply.structured_content["meta"]["truncated"] or cursor is None
+    return pages
+
+
+@pytest.mark.parametrize("era", ["auto", "legacy"])
+async def test_every_denial_and_every_id_of_a_batch_is_on_some_page(era: str) -> None:
+    desk = await open_desk()
+    wrong = {**LIMIT, "limit_price": "60001.001", "amount": "200"}
+    orders = [wrong if number % 3 == 0 else LIMIT for number in range(256)]
+    async with open_client(served(desk)(), mode=era) as client:
+        pages = await all_pages(client, request_id="b", orders=orders)
+        with pytest.raises(ToolFailure, match="cursor"):
+            await call(client, "risk_request_approval", request_id="b", orders=orders, cursor="200")
+    denied = [*range(0, 256, 3)]
+    assert pages[0]["denied_at"] == denied
+    assert [denial["index"] for page in pages for denial in page["denials"]] == denied
+    ids = [name for page in pages for name in page["approval_ids"]]
+    assert len(set(ids)) == len(ids) == 256 - len(denied)
+
+
+async def test_eight_orders_refused_by_many_rules_still_fit_a_reply_and_say_that_rules_were_left_out() -> None:
+    desk = await open_desk()
+    desk.clock.advance(60_000)
+    await desk.risk.trip("test", "tester")
+    wrong = {**LIMIT, "limit_price": "1.234", "amount": "1000.0000001"}
+    async with open_client(served(desk)()) as client:
+        reply = await client.call_tool("risk_request_approval", {"request_id": "b", "orders": [wrong] * 8})
+    assert reply.structured_content is not None
+    assert len(reply.content[0].text) <= MAX_CHARS  # type: ignore[union-attr]
+    assert len(reply.structured_content["data"]["denials"]) == 8
+    assert reply.structured_content["meta"]["truncated"] is True
+
+
 @pytest.mark.parametrize("era", ["auto", "legacy"])
 async def test_large_batch_answers_ids_and_continues_by_cursor(era: str) -> None:
     desk = await open_desk(limits=wide_limits(symbols={BTC_USDT: wide_symbol(position_quantity_max=Decimal("2.5"))}))
     item = {**LIMIT, "amount": "0.01"}
     async with open_client(served(desk)(), mode=era) as client:
-        first = await call(client, "risk_request_approval", request_id="b", orders=[item] * 256)
-        assert (first["approved"], first["denied"]) == (250, 6)
-        assert len(first["approval_ids"]) == 200
-        assert first["approvals"] == []
-        assert first["denials"][0]["index"] == 250
-        rest = await call(client, "risk_request_approval", request_id="b", orders=[item] * 256, cursor="200")
-        assert len(rest["approval_ids"]) == 50
-        assert rest["replayed"] is True
-        assert len({*first["approval_ids"], *rest["approval_ids"]}) == 250
+        pages = await all_pages(client, request_id="b", orders=[item] * 256)
+        assert {(page["approved"], page["denied"], len(page["denied_at"])) for page in pages} == {(250, 6, 6)}
+        assert [page["replayed"] for page in pages] == [False] + [True] * (len(pages) - 1)
+        assert pages[0]["approvals"] == []
+        assert [denial["index"] for page in pages for denial in page["denials"]] == [*range(250, 256)]
+        assert len({name for page in pages for name in page["approval_ids"]}) == 250
     assert len(desk.risk.reservations) == 250
 
 
@@ -152,6 +196,37 @@ async def test_reused_request_id_and_unknown_names_are_errors_with_advice() -> N
             with pytest.raises(ToolFailure) as caught:
                 await call(client, tool, **arguments)
             assert caught.value.code == code
+
+
+@pytest.mark.parametrize("era", ["auto", "legacy"])
+async def test_two_hundred_positions_are_paged_and_each_page_fits_a_reply(era: str) -> None:
+    symbols = (BTC_USDT, *(Symbol(f"C{number:03d}/USDT") for number in range(199)))
+    desk = await open_desk(symbols=symbols)
+    for symbol in symbols:
+        base = Currency(symbol.partition("/")[0])
+        await desk.write(AccountFunded(account_id=ACCOUNT, currency=base, amount=Decimal("1.123456789012345678")))
+    seen: list[str] = []
+    async with open_client(served(desk)(), mode=era) as client:
+        cursor: dict[str, Any] = {}
+        while not seen or cursor:
+            reply = (await client.call_tool("risk_get_exposure", {"limit": 100, **cursor})).structured_content
+            assert len(json.dumps(reply)) <= MAX_CHARS
+            seen += [row["symbol"] for row in reply["data"]["instruments"]]
+            assert reply["meta"]["truncated"] is (len(seen) < 200)
+            cursor = {"cursor": reply["meta"]["next_cursor"]} if "next_cursor" in reply["meta"] else {}
+        assert seen == sorted(symbols)
+        assert len((await call(client, "risk_get_exposure"))["instruments"]) == 20
+        one = await call(client, "risk_get_exposure", scope="C007/USDT")
+        assert [row["symbol"] for row in one["instruments"]] == ["C007/USDT"]
+
+
+async def test_promises_of_many_agents_keep_their_sum() -> None:
+    desk = await open_desk()
+    await desk.ask(*(order(agent_id=f"agent-{number}") for number in range(60)))
+    async with open_client(served(desk)()) as client:
+        by_agent = (await call(client, "risk_get_exposure"))["by_agent"]
+    assert len(by_agent) == 40
+    assert sum(map(Decimal, by_agent.values())) == 60 * Decimal("600.61001")
 
 
 async def test_no_tool_can_resume_trading() -> None:
