@@ -29,7 +29,7 @@ from trading.ports.signing import Signer
 from .context import Frame, OrderContext
 from .nearest import LegalSearch
 from .payload import approval_payload
-from .policies.pipeline import RULES, RuleFunction, Verdict, evaluate
+from .policies.pipeline import RULES, RuleBook, RuleFunction, Verdict
 from .pricing import build_context, signed_terms
 from .protection import exit_terms
 from .rates import OrderRates, RecentOrders
@@ -92,7 +92,7 @@ class Assessor:
         self._ids = ids
         self._rates = rates
         self._recent = recent
-        self._rules = tuple(rules)
+        self._rules = RuleBook(rules)
 
     def assess(self, frame: Frame, intent: OrderIntent, agent_id: AgentId, ask: Ask) -> Outcome:
         """Judge one order; when it passes, reserve for it and sign it."""
@@ -106,8 +106,7 @@ class Assessor:
             rate_ok=self._rates.take(agent_id, frame.now_ms, InstrumentId(intent.venue, intent.symbol)),
             duplicate_ms=self._recent.age_ms(content, frame.now_ms),
         )
-        verdict = evaluate(context, self._rules)
-        if not verdict.passed:
+        if not self._rules.passes(context) and not (verdict := self._rules.evaluate(context)).passed:
             return self._deny(context, verdict, ask)
         approval = self._approve(context, ask)
         frame.reservations.add(reservation_of(approval, context.unit_cost))
@@ -131,7 +130,7 @@ class Assessor:
             duplicate_ms=self._recent.age_ms(_content(agent_id, intent), frame.now_ms),
             explain=True,
         )
-        return context, evaluate(context, self._rules)
+        return context, self._rules.evaluate(context)
 
     def orders_left(self, agent_id: AgentId, now_ms: int) -> int:
         """Return how many orders the agent may ask for right now."""
@@ -165,7 +164,7 @@ class Assessor:
             rate_ok=c.rate_ok,
             duplicate_ms=self._recent.age_ms(_content(c.agent_id, intent), c.frame.now_ms),
         )
-        return context, evaluate(context, self._rules).passed
+        return context, self._rules.passes(context)
 
     def _deny(self, context: OrderContext, verdict: Verdict, ask: Ask) -> RiskDenial:
         return RiskDenial(

@@ -71,6 +71,7 @@ class Frame:
         drawdown_pct: how far equity lies below its peak, deposits apart, percent; None when it cannot be known.
         unresolved: orders whose outcome execution does not know; None when it was never heard.
         others: what ``policies.exposure`` remembers of all instruments but one, while nothing in them changes.
+        standing: what ``policies.pipeline`` remembers of rules that hold for all orders of a kind at this moment.
     """
 
     now_ms: int
@@ -90,6 +91,9 @@ class Frame:
     others: dict[InstrumentId, tuple[tuple[int, int], Others | None]] = field(
         default_factory=dict[InstrumentId, tuple[tuple[int, int], Others | None]], compare=False, repr=False
     )
+    standing: dict[tuple[object, ...], bool] = field(
+        init=False, default_factory=dict[tuple[object, ...], bool], compare=False, repr=False
+    )  # never taken over by a changed copy of the frame
 
     @property
     def limits(self) -> RiskLimits:

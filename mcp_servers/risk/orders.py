@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
@@ -12,7 +11,7 @@ from trading.adapters import codec
 from trading.adapters.signing import digest
 from trading.domain.errors import InvalidValue, StaleData, UnknownInstrument
 from trading.domain.identifiers import AccountId, AgentId, DecisionId, Symbol, Venue
-from trading.domain.instruments import Instrument, InstrumentId
+from trading.domain.instruments import InstrumentId
 from trading.domain.market_data import Side
 from trading.domain.money import MAX_SCALE, add, bps_of, subtract
 from trading.domain.proposals import REASON_MAX, OrderIntent, OrderType, TimeInForce
@@ -98,13 +97,17 @@ def intent_of(frame: Frame, request: OrderRequest, *, decided: bool) -> OrderInt
     stops = request.order_type in (OrderType.STOP, OrderType.STOP_LIMIT)
     sizing_stop = request.stop_price if request.unit is SizeUnit.RISK_PERCENT_TO_STOP else None
     quantity = request.amount
-    if market.instrument is not None and request.amount > 0:
-        price = _sizing_price(frame, request, market.instrument, market.mid, decided=decided)
+    if request.unit is SizeUnit.BASE:
+        if market.instrument is not None:
+            quantity = market.instrument.quantity_floor(quantity) or quantity
+    elif market.instrument is not None and request.amount > 0:
+        price = _sizing_price(frame, request, market.mid, decided=decided)
         sized = partial(
             to_quantity, request.amount, request.unit, price=price, equity=frame.equity, stop_price=request.stop_price
         )
-        quantity = sized(market.instrument) or _unrounded(sized, market.instrument, request)
-    elif request.unit is not SizeUnit.BASE:
+        # A size below one step stays as it is: the amount itself would be read as so many coins.
+        quantity = sized(market.instrument) or sized(replace(market.instrument, quantity_step=_FINEST))
+    else:
         known = [item.symbol for item in frame.markets if item.venue == request.venue]
         if request.symbol not in known:
             raise UnknownInstrument(
@@ -128,24 +131,13 @@ def intent_of(frame: Frame, request: OrderRequest, *, decided: bool) -> OrderInt
     )
 
 
-def _unrounded(sized: Callable[[Instrument], Decimal], instrument: Instrument, request: OrderRequest) -> Decimal:
-    """Return a size below one step as it is, in base: the amount itself would be read as so many coins."""
-    if request.unit is SizeUnit.BASE:
-        return request.amount
-    return sized(replace(instrument, quantity_step=_FINEST))
-
-
-def _sizing_price(
-    frame: Frame, request: OrderRequest, instrument: Instrument, mid: Decimal | None, *, decided: bool
-) -> Decimal:
+def _sizing_price(frame: Frame, request: OrderRequest, mid: Decimal | None, *, decided: bool) -> Decimal:
     """Return the price to convert at: for market orders the edge of the band, so that quote is never exceeded."""
     if request.limit_price is not None:
         return request.limit_price
     if request.order_type is OrderType.STOP and request.stop_price is not None:
         return request.stop_price
     if mid is None:
-        if request.unit is SizeUnit.BASE:
-            return instrument.price_tick  # not used: base is only rounded
         raise StaleData("there is no price to convert the amount with", suggestion="give the amount in base")
     half = bps_of(mid, frame.limits.band_bps_decided if decided else frame.limits.band_bps_interactive)
     return add(mid, half) if request.side is Side.BUY else subtract(mid, half)

@@ -32,7 +32,9 @@ class TokenBucket:
 
     def take(self, now_ms: int) -> bool:
         """Use one token; False when there was none."""
-        if self.tokens(now_ms) < 1:
+        if now_ms != self._at_ms:
+            self.tokens(now_ms)
+        if self._units < 1_000:
             return False
         self._units -= 1_000
         return True
@@ -64,6 +66,7 @@ class OrderRates:
         self._per_venue = per_venue
         self._buckets: OrderedDict[tuple[str, ...], TokenBucket] = OrderedDict()
         self._desk = TokenBucket(*desk, now_ms)
+        self._together: dict[tuple[AgentId, InstrumentId | None], list[TokenBucket]] = {}
 
     def take(self, agent_id: AgentId, now_ms: int, instrument_id: InstrumentId | None = None) -> bool:
         """Count one order; False when the agent, its symbol, its venue or the desk is over its rate."""
@@ -75,12 +78,18 @@ class OrderRates:
         return min([bucket.tokens(now_ms) for bucket in self._of(agent_id, now_ms, instrument_id)])
 
     def _of(self, agent_id: AgentId, now_ms: int, instrument_id: InstrumentId | None) -> list[TokenBucket]:
+        buckets = self._together.get((agent_id, instrument_id))
+        if buckets is not None:
+            return buckets
         buckets = [self._desk, self._bucket(("agent", agent_id), now_ms)]
         if instrument_id is not None:
             if self._per_symbol is not None:
                 buckets.append(self._bucket(("symbol", *instrument_id), now_ms))
             if self._per_venue is not None:
                 buckets.append(self._bucket(("venue", instrument_id.venue), now_ms))
+        if len(self._together) >= _KEPT_MAX:
+            self._together.clear()
+        self._together[agent_id, instrument_id] = buckets
         return buckets
 
     def _bucket(self, key: tuple[str, ...], now_ms: int) -> TokenBucket:
@@ -88,6 +97,7 @@ class OrderRates:
         if bucket is None:
             while len(self._buckets) >= _KEPT_MAX:
                 self._buckets.popitem(last=False)
+                self._together.clear()  # nobody may go on counting in a bucket that was forgotten
             bucket = self._buckets[key] = TokenBucket(*self._rate(key), now_ms)
         return bucket
 

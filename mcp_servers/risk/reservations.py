@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from decimal import Decimal
 
+from trading.domain.accounts import split_symbol
 from trading.domain.approvals import ApprovedOrder, Effect
 from trading.domain.identifiers import AgentId, ApprovalId, Currency, OrderId, Venue
 from trading.domain.instruments import InstrumentId
@@ -230,7 +231,9 @@ class ReservationBook:
         if reservation.approval_id in self._open:
             return
         self._open[reservation.approval_id] = reservation
-        use = self._by_agent.setdefault(reservation.agent_id, AgentUse())
+        use = self._by_agent.get(reservation.agent_id)
+        if use is None:
+            use = self._by_agent[reservation.agent_id] = AgentUse()
         if reservation.order_id is None:
             use.unused += 1
         self._count(reservation, reservation.leaves)
@@ -271,16 +274,19 @@ class ReservationBook:
 
     def _count(self, reservation: Reservation, change: Decimal) -> None:
         cost = multiply(change, reservation.unit_cost)
-        exposure = self._by_instrument.setdefault(reservation.instrument_id, Exposure())
+        exposure = self._by_instrument.get(reservation.instrument_id)
+        if exposure is None:
+            exposure = self._by_instrument[reservation.instrument_id] = Exposure()
+        currency, quote = split_symbol(reservation.instrument_id)
+        amount = change
         if reservation.side is Side.BUY:
+            currency, amount = quote, cost
             exposure.buy_open = add(exposure.buy_open, change)
             exposure.buy_cost = add(exposure.buy_cost, cost)
         else:
             exposure.sell_open = add(exposure.sell_open, change)
         exposure.changes += 1
         self.changes += 1
-        base, _, quote = reservation.instrument_id.symbol.partition("/")
-        currency, amount = (Currency(quote), cost) if reservation.side is Side.BUY else (Currency(base), change)
-        self._promised[currency] = add(self.promised(currency), amount)
+        self._promised[currency] = add(self._promised.get(currency, ZERO), amount)
         use = self.agent(reservation.agent_id)
         use.notional = add(use.notional, cost)

@@ -17,6 +17,7 @@ import binascii
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,18 +59,11 @@ class Envelope:
 
     def to_json(self) -> str:
         """Return the one JSON spelling of this envelope."""
-        return orjson.dumps(
-            {
-                "payload": base64.b64encode(self.payload).decode(),
-                "payloadType": self.payload_type,
-                "signatures": [
-                    {
-                        "keyid": self.key_id,
-                        "sig": base64.b64encode(self.signature).decode(),
-                    }
-                ],
-            }
-        ).decode()
+        payload, signature = _base64(self.payload), _base64(self.signature)
+        return (
+            f'{{"payload":"{payload}","payloadType":{_quoted(self.payload_type)},'
+            f'"signatures":[{{"keyid":{_quoted(self.key_id)},"sig":"{signature}"}}]}}'
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Envelope:
@@ -103,6 +97,15 @@ class Envelope:
         ) as error:
             raise SignatureRefused("the envelope is malformed", code="ENVELOPE_MALFORMED") from error
         return envelope
+
+
+def _base64(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
+@lru_cache(maxsize=256)  # payload types and keys: a handful
+def _quoted(text: str) -> str:
+    return orjson.dumps(text).decode()
 
 
 class Ed25519Verifier:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import orjson
+from nacl.bindings import crypto_sign, crypto_sign_BYTES, crypto_sign_seed_keypair
 from nacl.signing import SigningKey
 
 from trading.adapters.config import check_private, write_private
@@ -24,8 +25,8 @@ class Ed25519Signer:
     """One private key in memory (libsodium)."""
 
     def __init__(self, seed: bytes) -> None:
-        self._key = SigningKey(seed)
-        self._public = bytes(self._key.verify_key).hex()
+        public, self._secret = crypto_sign_seed_keypair(seed)
+        self._public = public.hex()
         self._id = key_id_of(self._public)
 
     @property
@@ -40,7 +41,7 @@ class Ed25519Signer:
 
     def sign(self, message: bytes) -> bytes:
         """Return the 64-byte signature."""
-        return self._key.sign(message).signature
+        return crypto_sign(message, self._secret)[:crypto_sign_BYTES]
 
     def __repr__(self) -> str:
         return f"Ed25519Signer({self._id})"

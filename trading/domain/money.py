@@ -92,19 +92,11 @@ def plain(value: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def add(left: Decimal, right: Decimal) -> Decimal:
-    """Return the exact sum."""
-    return EXACT.add(left, right)
-
-
-def subtract(left: Decimal, right: Decimal) -> Decimal:
-    """Return the exact difference."""
-    return EXACT.subtract(left, right)
-
-
-def multiply(left: Decimal, right: Decimal) -> Decimal:
-    """Return the exact product."""
-    return EXACT.multiply(left, right)
+#: The exact sum, difference and product of two numbers. The context's own methods: a function around each of them took
+#: as long again, and one order needs some forty.
+add: Final = EXACT.add
+subtract: Final = EXACT.subtract
+multiply: Final = EXACT.multiply
 
 
 def total(values: list[Decimal] | tuple[Decimal, ...]) -> Decimal:
