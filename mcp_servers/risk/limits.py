@@ -24,7 +24,7 @@ from trading.domain.voting import QuorumPolicy
 
 from .protection import ProtectionLimits
 from .scopes import ScopeLimits, Scopes
-from .values import Amount, Bps, Count, Millis, Percent
+from .values import Amount, Bps, Count, Millis, Percent, Whole
 
 
 class SymbolLimits(SectionModel):
@@ -75,6 +75,11 @@ class QuorumLimits(SectionModel):
     quorum: Count = 2
     require_risk_consent: StrictBool = True
     consent_agents: tuple[AgentId, ...] = ()
+
+    @model_validator(mode="after")
+    def _countable(self) -> Self:
+        self.policy()  # raises, as a validator should, for numbers that are no threshold
+        return self
 
     def policy(self) -> QuorumPolicy:
         """Return the domain's form of these numbers."""
@@ -150,7 +155,7 @@ class RiskLimits(SectionModel):
     band_bps_interactive: Bps = Decimal(50)
     band_bps_exit: Bps = Decimal(300)
     ttl_ms_decided: Millis = 3_000
-    ttl_ms_interactive: Annotated[int, Field(gt=0, le=120_000)] = 60_000
+    ttl_ms_interactive: Annotated[Whole, Field(gt=0, le=120_000)] = 60_000
     market_max_age_ms: Millis = 2_000
     instrument_max_age_ms: Millis = 86_400_000
     portfolio_max_age_ms: Millis = 2_000
@@ -166,16 +171,16 @@ class RiskLimits(SectionModel):
     desk_turnover_max: Amount = Decimal(500_000)
     desk_open_orders_max: Count = 500
     venue_open_orders_max: Count = 500
-    unresolved_orders_max: Annotated[int, Field(ge=0)] = 3
+    unresolved_orders_max: Annotated[Whole, Field(ge=0)] = 3
     move_window_ms: Millis = 60_000
-    duplicate_window_ms: Annotated[int, Field(ge=0)] = 2_000
+    duplicate_window_ms: Annotated[Whole, Field(ge=0)] = 2_000
     open_approvals_max: Count = 20
     reserved_notional_max: Amount = Decimal(50_000)
     undecided_notional_max: Amount = Decimal(10_000)
     undecided_modes: tuple[Mode, ...] = (Mode.PAPER, Mode.TESTNET)
     clock_skew_ms: Millis = 1_000
     portfolio_loss_pct: Percent | None = None
-    exit_ttl_ms: Annotated[int, Field(ge=600_000, le=EXIT_LIFE_MAX_MS)] = 86_400_000
+    exit_ttl_ms: Annotated[Whole, Field(ge=600_000, le=EXIT_LIFE_MAX_MS)] = 86_400_000
     reactivate_after_unclean_stop: StrictBool = True
     quorum: QuorumLimits = QuorumLimits()
 

@@ -20,7 +20,7 @@ from trading.domain.market_data import Side
 from trading.domain.money import add, bps_of, round_down, round_up, subtract
 from trading.domain.standing_exits import ExitTerms, StopPlan
 
-from .values import Amount, Bps, Millis
+from .values import Amount, Bps, Millis, Whole
 
 #: Bars an average true range may be taken over, and how long one of them may last.
 _BARS: Final = Field(ge=2, le=1_000)
@@ -42,8 +42,8 @@ class ProtectionLimits(SectionModel):
     stop_bps: Bps = Decimal(500)
     trailing_bps: Bps | None = None
     atr_multiple: Amount | None = None
-    atr_bars: Annotated[int, _BARS] = 14
-    atr_bar_ms: Annotated[int, _BAR_MS] = 60_000
+    atr_bars: Annotated[Whole, _BARS] = 14
+    atr_bar_ms: Annotated[Whole, _BAR_MS] = 60_000
     hold_max_ms: Millis | None = None
     floor_bps: Bps = Decimal(5_000)
 

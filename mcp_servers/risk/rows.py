@@ -15,11 +15,12 @@ from mcp_servers.risk.pricing import build_context
 from mcp_servers.risk.reservations import Exposure
 from mcp_servers.risk.scopes import DEFAULT, DESK
 from mcp_servers.risk.service import RiskService
+from mcp_servers.risk.tightness import text_of
 from trading.domain.approvals import ApprovedOrder
 from trading.domain.denials import RuleResult
 from trading.domain.errors import InvalidValue
 from trading.domain.identifiers import AgentId, Symbol
-from trading.domain.money import EXACT, ZERO, multiply, plain
+from trading.domain.money import EXACT, ZERO, multiply
 from trading.domain.proposals import OrderIntent
 
 
@@ -114,13 +115,13 @@ def limits_row(service: RiskService, scope: str, agent_id: AgentId) -> schemas.L
     in_force = policy.scopes.of(parts.account_id, parts.mode, parts.venue, agent_id, symbol)
     if scope == DESK:
         only = {"symbols": in_force.symbols or tuple(limits.symbols), "venues": in_force.venues}
-        values = {name: _text(value) for name, value in only.items()}
+        values = {name: text_of(value) for name, value in only.items()}
         fields = (name for name in type(limits).model_fields if name in in_force.sources)
-        values.update({name: _text(getattr(in_force.limits, name)) for name in fields})
-        values.update({f"quorum.{name}": _text(value) for name, value in limits.quorum.model_dump().items()})
+        values.update({name: text_of(getattr(in_force.limits, name)) for name in fields})
+        values.update({f"quorum.{name}": text_of(value) for name, value in limits.quorum.model_dump().items()})
     elif in_force.symbol is not None:
         own = {**in_force.symbol.model_dump(exclude={"protection"}), **in_force.protection.model_dump()}
-        values = {name: _text(value) for name, value in own.items()}
+        values = {name: text_of(value) for name, value in own.items()}
     else:
         raise InvalidValue(
             f"there are no limits for {scope[:41]!r}",
@@ -137,16 +138,6 @@ def limits_row(service: RiskService, scope: str, agent_id: AgentId) -> schemas.L
         sources=sources,
         changed=sorted(changed_fields(limits)),
     )
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, Decimal):
-        return plain(value)
-    if isinstance(value, tuple):
-        return ", ".join(str(item) for item in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # limits hold tuples of text only
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def exposure_rows(service: RiskService, scope: str | None) -> schemas.Exposures:

@@ -22,7 +22,7 @@ from trading.domain.proposals import Mode, OrderType, TimeInForce
 from trading.domain.standing_exits import StopPlan
 
 from .protection import ProtectionLimits, plan_of
-from .values import Amount, Bps, Count, Percent
+from .values import Amount, Bps, Count, Percent, Whole
 
 if TYPE_CHECKING:
     from .limits import RiskLimits, SymbolLimits
@@ -67,7 +67,7 @@ class ScopeLimits(SectionModel):
     open_approvals_max: Count | None = None
     reserved_notional_max: Amount | None = None
     undecided_notional_max: Amount | None = None
-    unresolved_orders_max: Annotated[int, Field(ge=0)] | None = None
+    unresolved_orders_max: Annotated[Whole, Field(ge=0)] | None = None
     portfolio_loss_pct: Percent | None = None
     stop_bps: Bps | None = None
 

@@ -1,11 +1,13 @@
-"""The kinds of number that a limit can be."""
+"""The kinds of number that a limit can be: exact, bounded, and never a float."""
 
 from __future__ import annotations
 
 from decimal import Decimal
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from trading.domain.money import check_decimal
 
 
 def _exact(value: object) -> object:
@@ -14,8 +16,23 @@ def _exact(value: object) -> object:
     return value
 
 
-Amount = Annotated[Decimal, BeforeValidator(_exact), Field(gt=0)]
-Bps = Annotated[Decimal, BeforeValidator(_exact), Field(gt=0, lt=10_000)]
-Percent = Annotated[Decimal, BeforeValidator(_exact), Field(gt=0, le=100)]
-Millis = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(gt=0)]
+def _whole(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("write a whole number without quotes, for example 20")
+    return value
+
+
+def _schema(**bounds: int) -> WithJsonSchema:
+    """Return how a decimal is written: an integer, or digits as text; a JSON number with a fraction is refused."""
+    digits = {"type": "string", "pattern": r"^[0-9]{1,24}(\.[0-9]{1,18})?$"}
+    return WithJsonSchema({"anyOf": [{"type": "integer", **bounds}, digits]})
+
+
+_Exact = Annotated[Decimal, BeforeValidator(_exact), AfterValidator(check_decimal)]
+Amount = Annotated[_Exact, Field(gt=0), _schema(exclusiveMinimum=0)]
+Bps = Annotated[_Exact, Field(gt=0, lt=10_000), _schema(exclusiveMinimum=0, exclusiveMaximum=10_000)]
+Percent = Annotated[_Exact, Field(gt=0, le=100), _schema(exclusiveMinimum=0, maximum=100)]
+#: An integer written as one; bounds are the field's.
+Whole = Annotated[int, BeforeValidator(_whole)]
+Millis = Annotated[Whole, Field(gt=0)]
+Count = Annotated[Whole, Field(gt=0)]
