@@ -31,9 +31,10 @@ from .nearest import LegalSearch
 from .payload import approval_payload
 from .policies.pipeline import RULES, RuleBook, RuleFunction, Verdict
 from .pricing import build_context, signed_terms
-from .protection import exit_terms
+from .protection import exit_terms, tightest
 from .rates import OrderRates, RecentOrders
 from .reservations import Reservation, ReservationBook, resting_price
+from .standing_exits import plan_for
 
 NO_SCORE: Final = ZERO  # no risk model is installed
 
@@ -253,7 +254,10 @@ def _exit(c: OrderContext) -> ExitTerms:
         raise AssertionError("a passed order has a market")
     in_force, expires_ms = c.in_force, c.frame.now_ms + c.limits.exit_ttl_ms
     floor_bps = in_force.protection.floor_bps
-    return exit_terms(c.intent.side, mid, floor_bps, instrument.price_tick, in_force.plan, expires_ms)
+    plan = in_force.plan
+    if c.frame.limits.agents and c.instrument_id in c.frame.portfolio.holders:
+        plan = tightest(plan, plan_for(c.frame, c.instrument_id))  # nobody's entry loosens the stop of another's
+    return exit_terms(c.intent.side, mid, floor_bps, instrument.price_tick, plan, expires_ms)
 
 
 def _most(c: OrderContext, unit_cost: Decimal, band_high: Decimal) -> Decimal:

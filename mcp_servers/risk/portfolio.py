@@ -76,6 +76,7 @@ class Portfolio:
         self.funded: dict[Currency, Decimal] = {}
         self._beyond: tuple[int, dict[Currency, Decimal]] = (0, {})  # as of which event, and what trading changed
         self.activity = Activity()
+        self.holders: dict[InstrumentId, set[AgentId]] = {}  # whose entries built each open position
         self.rebuilt: deque[OpenedOrder] = deque(maxlen=_REBUILT_KEPT)
         self._earned: dict[OrderId, Decimal] = {}
         self._reported: dict[OrderId, Decimal] = {}
@@ -88,6 +89,10 @@ class Portfolio:
         """Return base held, from any source; negative if more was sold than there was."""
         base, _ = split_symbol(instrument_id)
         return self.book.totals.get(base, ZERO)
+
+    def open_positions(self) -> list[Position]:
+        """Return the positions that our fills built and that are not flat."""
+        return [position for position in self.book.positions.values() if position.quantity]
 
     def reducible(self, instrument_id: InstrumentId) -> Decimal:
         """Return base that selling would bring the position nearer to zero by, ignoring what is already open.
@@ -251,6 +256,10 @@ class Portfolio:
         after = self.book.position(fill.instrument_id)
         if order is None or after is before:
             return None
+        if not after.quantity:
+            self.holders.pop(fill.instrument_id, None)
+        elif order.effect is Effect.INCREASE:
+            self.holders.setdefault(fill.instrument_id, set()).add(order.agent_id)
         if after.realized != before.realized:
             fee = fill.fee if fill.fee_currency == self.quote else ZERO
             earned = subtract(subtract(after.realized, before.realized), fee)

@@ -9,18 +9,22 @@ Rules kept here:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from trading.adapters.config import SectionModel
 from trading.domain.market_data import Side
-from trading.domain.money import add, bps_of, round_down, round_up, subtract
+from trading.domain.money import ZERO, add, bps_of, round_down, round_up, subtract
 from trading.domain.standing_exits import ExitTerms, StopPlan
 
 from .values import Amount, Bps, Millis, Whole
+
+T = TypeVar("T", Decimal, int)
 
 #: Bars an average true range may be taken over, and how long one of them may last.
 _BARS: Final = Field(ge=2, le=1_000)
@@ -102,3 +106,39 @@ def exit_terms(
     """
     side = entry.opposite
     return ExitTerms(side=side, floor=floor_of(side, mid, floor_bps, tick), plan=plan, expires_ms=expires_ms)
+
+
+@lru_cache(maxsize=256)
+def tightest(*plans: StopPlan) -> StopPlan:
+    """Return the plan that is as tight as every one of ``plans`` (at least one)."""
+    ranged = [plan for plan in plans if plan.atr_multiple is not None]
+    base = min(ranged, key=lambda p: (p.atr_multiple or ZERO, p.atr_bars, p.atr_bar_ms)) if ranged else plans[0]
+    return replace(
+        base,
+        stop_bps=min(plan.stop_bps for plan in plans),
+        trailing_bps=_least([plan.trailing_bps for plan in plans]),
+        hold_max_ms=_least([plan.hold_max_ms for plan in plans]),
+        portfolio_loss_pct=_least([plan.portfolio_loss_pct for plan in plans]),
+    )
+
+
+def is_tighter(wanted: StopPlan, held: StopPlan) -> bool:
+    """Return whether any stop of ``wanted`` acts sooner than that of ``held``, or is measured over other bars."""
+    if wanted == held:
+        return False
+    both_ranged = wanted.atr_multiple is not None and held.atr_multiple is not None
+    if both_ranged and (wanted.atr_bars, wanted.atr_bar_ms) != (held.atr_bars, held.atr_bar_ms):
+        return True
+    return any(
+        _is_less(getattr(wanted, name), getattr(held, name))
+        for name in ("stop_bps", "trailing_bps", "atr_multiple", "hold_max_ms", "portfolio_loss_pct")
+    )
+
+
+def _least(values: Sequence[T | None]) -> T | None:
+    """Return the smallest that is set; None sets no bound."""
+    return min([value for value in values if value is not None], default=None)
+
+
+def _is_less(wanted: Decimal | int | None, held: Decimal | int | None) -> bool:
+    return wanted is not None and (held is None or wanted < held)

@@ -79,10 +79,13 @@ class RiskService:
         self.numbers.restore(states)
         await live.heartbeats.beat()
         live.memory.prepare(self.portfolio, policy, parts.account_id, parts.mode)
+        await live.exits.restore()
         await live.follower.rebuild()
         live.memory.refill(self.portfolio, map(approved_of, self._rows.values()), policy, now_ms)
         may_reactivate = parts.mode is Mode.PAPER and policy.limits.reactivate_after_unclean_stop
         await live.breaker.open(clean=clean, may_reactivate=may_reactivate)
+        if self.portfolio.open_positions():
+            await live.exits.step(live.frames.take())
         self.ready = True
 
     async def stop(self, reason: str = "stopped") -> None:
@@ -121,6 +124,7 @@ class RiskService:
             )
         await live.heartbeats.beat()
         await live.breaker.save()
+        await live.exits.step(frame)
         await self.numbers.follow(frame, self.parts.ledger)
         await live.sign_off.settle()
         await live.follower.write()

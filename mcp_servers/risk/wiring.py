@@ -24,6 +24,7 @@ from .parts import RiskParts
 from .portfolio import Portfolio
 from .reservations import ReservationBook
 from .sign_off import SignOff
+from .standing_exits import StandingExits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,7 @@ class Live:
     heartbeats: Heartbeats
     commands: OperatorCommands | None
     memory: Memory
+    exits: StandingExits
     clean: bool
     witnessed: dict[str, int] = field(default_factory=dict[str, int])
 
@@ -108,6 +110,7 @@ def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> 
         heartbeats=heartbeats,
         commands=_commands(room, breaker, memory),
         memory=memory,
+        exits=StandingExits(parts.ledger, parts.signer, parts.ids),
         clean=clean,
     )
 

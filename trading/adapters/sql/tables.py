@@ -90,6 +90,13 @@ def _risk(metadata: MetaData) -> None:
         *_text("digest", "document"),
         *_int("loaded_ms"),
     )
+    Table(
+        "standing_exits",
+        metadata,
+        _key("exit_id"),
+        *_text("venue", "symbol", "state", "envelope"),
+        *_int("issued_ms", "expires_ms"),
+    )
 
 
 def _execution(metadata: MetaData) -> None:
