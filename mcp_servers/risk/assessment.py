@@ -137,6 +137,10 @@ class Assessor:
         """Return how many orders the agent may ask for right now."""
         return self._rates.tokens(agent_id, now_ms)
 
+    def agents(self) -> list[AgentId]:
+        """Return the agents that asked lately."""
+        return self._rates.agents()
+
     def take_back(self, reservations: ReservationBook, approvals: Sequence[Approved]) -> None:
         """Undo reservations whose approvals are certainly not in the ledger."""
         for item in approvals:

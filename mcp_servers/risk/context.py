@@ -13,11 +13,12 @@ from typing import Final, NamedTuple, cast
 
 from trading.domain.approvals import Effect, Epoch, TradingState
 from trading.domain.denials import Rule, RuleResult
-from trading.domain.identifiers import AgentId, Currency
+from trading.domain.identifiers import AgentId, Currency, Symbol
 from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import OrderBook
 from trading.domain.money import MAX_SCALE, plain, quantize_nearest, subtract
 from trading.domain.proposals import Mode, OrderIntent
+from trading.domain.trading_states import DESK, ScopeState, strictest
 
 from .activity import Activity
 from .limits import Policy, RiskLimits, SymbolLimits
@@ -64,6 +65,7 @@ class Frame:
     """The desk at one moment, as risk itself read it; nothing in here comes from a request.
 
     Attributes:
+        state: the desk's; ``scopes`` may restrict some orders more.
         marks: quote per unit of each other currency, fresh mids only.
         execution_age_ms: since execution's last heartbeat; None when there never was one.
         daily_result: quote earned by trading since 00:00 UTC, negative is a loss; None when it cannot be known.
@@ -88,12 +90,20 @@ class Frame:
     equity: Decimal | None
     drawdown_pct: Decimal | None = None
     unresolved: int | None = None
+    scopes: tuple[ScopeState, ...] = ()
     others: dict[InstrumentId, tuple[tuple[int, int], Others | None]] = field(
         default_factory=dict[InstrumentId, tuple[tuple[int, int], Others | None]], compare=False, repr=False
     )
     standing: dict[tuple[object, ...], bool] = field(
         init=False, default_factory=dict[tuple[object, ...], bool], compare=False, repr=False
     )  # never taken over by a changed copy of the frame
+
+    def state_for(self, agent_id: AgentId, symbol: Symbol) -> ScopeState:
+        """Return the strictest state that holds for such an order, and the scope it comes from."""
+        if not self.scopes:
+            return ScopeState(DESK, self.state)
+        account_id = self.portfolio.account_id
+        return strictest(self.state, self.scopes, account_id=account_id, agent_id=agent_id, symbol=symbol)
 
     @property
     def limits(self) -> RiskLimits:

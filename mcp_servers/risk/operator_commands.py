@@ -29,6 +29,7 @@ from trading.adapters.signing import open_envelope
 from trading.domain.approvals import TradingState
 from trading.domain.errors import ConfigurationError, InvalidValue, SignatureRefused, TradingError
 from trading.domain.identifiers import AccountId
+from trading.domain.trading_states import DESK, ScopeState
 from trading.ports.clock import Clock
 from trading.ports.signing import Verifier
 
@@ -49,7 +50,9 @@ class OperatorCommand:
     Attributes:
         command_id: a fresh UUID; used once.
         state: the trading state wanted: active resumes, the others restrict.
+        reason: kept in the audit log; whoever resumes must give one.
         issued_ms: the operator's clock; at most a minute ago.
+        scope: desk, account:ID, agent:NAME or symbol:BASE/QUOTE.
     """
 
     command_id: str
@@ -59,11 +62,17 @@ class OperatorCommand:
     reason: str
     by: str
     issued_ms: int
+    scope: str = DESK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandResult:
-    """What came of it, as the answer file tells it."""
+    """What came of it, as the answer file tells it.
+
+    Attributes:
+        state: what the scope is in now.
+        restricted: every scope that is restricted now.
+    """
 
     command_id: str
     ok: bool
@@ -73,6 +82,9 @@ class CommandResult:
     generation: int
     counter: int
     durable: bool
+    scope: str = DESK
+    restricted: tuple[ScopeState, ...] = ()
+    suggestion: str = ""
 
 
 Act = Callable[[OperatorCommand], Awaitable[BreakerAnswer]]
@@ -85,6 +97,7 @@ class OperatorCommands:
         directory: ``run/operator``; made 0700.
         verifier: pins the operator's public key; None when there is none, then nothing is accepted.
         act: applies a command that passed every check.
+        restricted: gives everything that is restricted at that moment.
     """
 
     def __init__(
@@ -96,6 +109,7 @@ class OperatorCommands:
         desk: str,
         account_id: AccountId,
         act: Act,
+        restricted: Callable[[], tuple[ScopeState, ...]] = tuple,
     ) -> None:
         self._directory = directory
         self._verifier = verifier
@@ -103,6 +117,7 @@ class OperatorCommands:
         self._desk = desk
         self._account_id = account_id
         self._act = act
+        self._restricted = restricted
         self._used: dict[str, int] = {}
         self._started_ms = clock.now_ms()
 
@@ -148,7 +163,7 @@ class OperatorCommands:
             self._check(command)
             answer = await self._act(command)
         except TradingError as error:
-            return _result(command, ok=False, code=error.code, message=str(error))
+            return _result(command, error)
         return CommandResult(
             command_id=command.command_id,
             ok=True,
@@ -158,6 +173,8 @@ class OperatorCommands:
             generation=answer.epoch.generation,
             counter=answer.epoch.counter,
             durable=answer.durable,
+            scope=answer.scope,
+            restricted=self._restricted(),
         )
 
     def _check(self, command: OperatorCommand) -> None:
@@ -169,6 +186,8 @@ class OperatorCommands:
         # A command from before this start could have been used by the run before; that memory is gone.
         if command.state is TradingState.ACTIVE and command.issued_ms < self._started_ms:
             raise InvalidValue("the command is older than this run of risk", code="COMMAND_STALE")
+        if command.state in (TradingState.ACTIVE, TradingState.REDUCING) and not command.reason.strip():
+            raise InvalidValue("whoever lets trading go on says why", code="REASON_REQUIRED")
         if command.command_id in self._used:
             raise InvalidValue("the command was used already", code="COMMAND_USED")
         self._used = {key: at for key, at in self._used.items() if now_ms - at < 2 * FRESH_MS}
@@ -200,12 +219,13 @@ def _is_id(text: str) -> bool:
     return len(text) == 36 and all(c in "0123456789abcdef-" for c in text)
 
 
-def _result(command: OperatorCommand, *, ok: bool, code: str, message: str) -> CommandResult:
+def _result(command: OperatorCommand, error: TradingError) -> CommandResult:
     return CommandResult(
         command_id=command.command_id,
-        ok=ok,
-        code=code,
-        message=message,
+        ok=False,
+        code=error.code,
+        message=str(error),
+        suggestion=error.suggestion,
         state="",
         generation=0,
         counter=0,

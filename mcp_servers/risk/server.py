@@ -25,7 +25,7 @@ from mcp_servers.risk.numbers.rows import risk_row
 from mcp_servers.risk.numbers.schemas import Risk
 from mcp_servers.risk.orders import ORDERS_MAX, OrderRequest
 from mcp_servers.risk.pages import answer_page, exposure_page
-from mcp_servers.risk.schemas import IdText, NameText, OrderItem, ReasonText, SymbolText, Tif, Unit
+from mcp_servers.risk.schemas import IdText, NameText, OrderItem, ReasonText, ScopeText, SymbolText, Tif, Unit
 from mcp_servers.risk.service import RiskService
 from mcp_servers.risk.settings import RiskSettings, check_allowed, load_risk_settings
 from mcp_servers.risk.status import status_row
@@ -260,17 +260,19 @@ def _register_requests(server: DeskServer[RiskService]) -> None:
         scope="risk:trip",
     )
     async def risk_trip_breaker(
-        ctx: Context[RiskService], reason: Annotated[str, Field(min_length=1, max_length=280)], scope: NameText = "desk"
+        ctx: Context[RiskService],
+        reason: Annotated[str, Field(min_length=1, max_length=280)],
+        scope: ScopeText = "desk",
     ) -> Reply[schemas.Trip]:
-        """Halt the desk at once: nothing that adds risk is sent any more. Only the operator can resume.
+        """Halt trading at once: nothing that adds risk is sent any more. Only the operator can resume.
 
-        Exits and cancels stay possible. Not for one order: cancel that. Scope is desk. Example: reason "prices frozen".
+        Exits and cancels stay possible. Not for one order: cancel that. Scope: desk, agent:NAME, symbol:BASE/QUOTE or
+        account:ID. Example: reason "prices frozen".
         """
-        if scope != "desk":
-            raise InvalidValue("only the whole desk can be halted", code="UNKNOWN_SCOPE", allowed=("desk",))
         service = state(ctx)
-        answer = await service.trip(reason, current_principal().name)
+        answer = await service.trip(reason, current_principal().name, scope)
         data = schemas.Trip(
+            scope=answer.scope,
             state=answer.state.value,
             generation=answer.epoch.generation,
             counter=answer.epoch.counter,

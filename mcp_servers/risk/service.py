@@ -11,6 +11,7 @@ from trading.domain.errors import InvalidValue, Unavailable
 from trading.domain.events import ServiceStarted, ServiceStopped
 from trading.domain.identifiers import ApprovalId, DecisionId, RequestId
 from trading.domain.proposals import Mode
+from trading.domain.trading_states import DESK
 from trading.ports.ledger import EventDraft, Ledger, Row, Unit, Upsert
 
 from .assessment import Assessor
@@ -219,9 +220,13 @@ class RiskService:
             await self.parts.ledger.commit(Unit(writes=(Upsert("approvals", {**asked, "state": "released"}),)))
         return replace(report, state=RELEASE_ASKED)
 
-    async def trip(self, reason: str, by: str) -> BreakerAnswer:
-        """Halt the desk: nothing that adds risk is sent from now on."""
-        return await self.live.breaker.trip(reason, by)
+    async def trip(self, reason: str, by: str, scope: str = DESK) -> BreakerAnswer:
+        """Halt the desk, or one scope of it: nothing that adds risk is sent there from now on.
+
+        Raises:
+            InvalidValue: UNKNOWN_SCOPE.
+        """
+        return await self.live.breaker.trip(reason, by, scope=self.live.known_scopes.read(scope))
 
     def frame(self) -> Frame:
         """Return the desk as risk sees it now."""

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from trading.domain.approvals import TradingState
 from trading.domain.errors import Unavailable
 from trading.domain.instruments import InstrumentId
+from trading.domain.trading_states import DESK
 from trading.ports.ledger import Row
 
 from .assessment import Assessor
-from .breaker import SCOPE, Breaker, BreakerAnswer
+from .breaker import Breaker, BreakerAnswer
+from .breaker_scopes import KnownScopes, restricted
 from .decisions import DecisionVerifier
 from .follow import ExecutionFollower
 from .frames import FrameSource
@@ -57,6 +59,7 @@ class Live:
     follower: ExecutionFollower
     heartbeats: Heartbeats
     commands: OperatorCommands | None
+    known_scopes: KnownScopes
     memory: Memory
     exits: StandingExits
     clean: bool
@@ -76,7 +79,8 @@ def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> 
     async def announce() -> None:
         await heartbeats.beat()
 
-    breaker = Breaker(parts.ledger, parts.clock, announce, restored=states.get(SCOPE))
+    known = KnownScopes(parts, room.portfolio, room.assessor.agents)
+    breaker = Breaker(parts.ledger, parts.clock, announce, restored=states)
     follower = ExecutionFollower(
         ledger=parts.ledger,
         execution=parts.execution,
@@ -91,7 +95,7 @@ def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> 
         parts.signer,
         parts.clock,
         parts.heartbeats,
-        lambda: (breaker.epoch, breaker.state, frames.policy.min_version),
+        lambda: (breaker.epoch, breaker.state, frames.policy.min_version, breaker.scopes),
     )
     sign_off = SignOff(
         ledger=parts.ledger,
@@ -108,7 +112,8 @@ def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> 
         sign_off=sign_off,
         follower=follower,
         heartbeats=heartbeats,
-        commands=_commands(room, breaker, memory),
+        commands=_commands(room, breaker, memory, known),
+        known_scopes=known,
         memory=memory,
         exits=StandingExits(parts.ledger, parts.signer, parts.ids),
         clean=clean,
@@ -148,22 +153,22 @@ def verifier_of(parts: RiskParts, limits: RiskLimits) -> DecisionVerifier | None
     )
 
 
-def _commands(room: Room, breaker: Breaker, memory: Memory) -> OperatorCommands | None:
+def _commands(room: Room, breaker: Breaker, memory: Memory, known: KnownScopes) -> OperatorCommands | None:
     parts = room.parts
     if parts.operator_directory is None:
         return None
 
     async def act(command: OperatorCommand) -> BreakerAnswer:
-        by = f"operator:{command.by}"
-        if command.state in (TradingState.HALTED, TradingState.FROZEN):
-            answer = await breaker.trip(command.reason, by, command.state)
+        by, scope = f"operator:{command.by}", known.read(command.scope)
+        if command.state.cancels_increases:
+            answer = await breaker.trip(command.reason, by, command.state, scope=scope)
             if answer.changed or command.state is answer.state:
                 return answer
         elif not room.is_ready():
             raise Unavailable("reservations are still being rebuilt", code="RISK_NOT_READY")
-        if command.state is TradingState.ACTIVE:
+        if command.state is TradingState.ACTIVE and scope == DESK:
             memory.rearm(room.portfolio.activity, parts.clock.now_ms())
-        return await breaker.reset(command.reason, by, command.state)
+        return await breaker.reset(command.reason, by, command.state, scope=scope)
 
     return OperatorCommands(
         parts.operator_directory,
@@ -172,4 +177,5 @@ def _commands(room: Room, breaker: Breaker, memory: Memory) -> OperatorCommands 
         desk=parts.desk,
         account_id=parts.account_id,
         act=act,
+        restricted=lambda: restricted(breaker),
     )

@@ -128,6 +128,7 @@ def _execution(metadata: MetaData) -> None:
         *_int("generation", "counter"),
         *_text("state"),
         *_int("min_policy_version", "updated_ms"),
+        *_text("scopes"),
     )
 
 

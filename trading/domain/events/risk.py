@@ -59,7 +59,7 @@ class LimitsLoaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerTripped:
-    """Trading was restricted. ``scope`` is ``desk`` in this release."""
+    """Trading was restricted in a scope: ``desk``, ``account:ID``, ``agent:NAME`` or ``symbol:BASE/QUOTE``."""
 
     TYPE: ClassVar[str] = "breaker.tripped"
     scope: str
