@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, Final
 
 from pydantic import Field
 
+from mcp_servers.desk_resources import ResourceBus, serve_completions, serve_subscriptions
 from mcp_servers.envelope import DEFAULT_ROWS, Meta, PositiveDecimalText, Reply, ok, timestamp
 from mcp_servers.hosting import (
     Context,
@@ -18,7 +20,7 @@ from mcp_servers.hosting import (
     tool,
     tool_kind,
 )
-from mcp_servers.risk import rows, schemas
+from mcp_servers.risk import prompts, resources, rows, schemas, views
 from mcp_servers.risk.bootstrap import open_risk
 from mcp_servers.risk.numbers.desk import Basis, History
 from mcp_servers.risk.numbers.rows import risk_row
@@ -65,18 +67,35 @@ def build(risk: RiskSettings | None = None) -> DeskServer[RiskService]:
     """
     desk, chosen = load_settings(), risk or load_risk_settings()
     check_allowed(desk, chosen)
+    bus = ResourceBus()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncGenerator[RiskService]:
+        async with open_risk(desk, chosen) as service, resources.cueing(service, bus):
+            yield service
+
     server: DeskServer[RiskService] = build_server(
         "grekko-risk",
         title="Risk",
         instructions=_INSTRUCTIONS,
-        lifespan=lambda: open_risk(desk, chosen),
+        lifespan=lifespan,
         mode=desk.mode,
         authorization=load_authorization(),
         requests_per_s=2_000,
         burst=4_000,
+        subscriptions=bus,
     )
     register(server)
+    register_face(server, bus)
     return server
+
+
+def register_face(server: DeskServer[RiskService], bus: ResourceBus) -> None:
+    """Add what people and hosts use beside the tools: resources, subscriptions, completions and prompts."""
+    resources.register(server)
+    serve_subscriptions(server, bus, may_follow=resources.may_follow)
+    serve_completions(server, views.complete)
+    prompts.register(server)
 
 
 def register(server: DeskServer[RiskService]) -> None:

@@ -16,6 +16,7 @@ from trading.ports.ledger import EventDraft, Ledger, Row, Unit, Upsert
 
 from .assessment import Assessor
 from .breaker import BreakerAnswer
+from .chronicle import Chronicle
 from .context import Frame
 from .heartbeat import ExecutionPulse
 from .journal import OPEN, RELEASE_ASKED, approved_of, policy_unit
@@ -44,6 +45,7 @@ class RiskService:
         self.portfolio = Portfolio(parts.account_id, self.reservations, parts.quote)
         self.pulse = ExecutionPulse()
         self.numbers = RiskNumbers(parts.closes, parts.data_of)
+        self.chronicle = Chronicle(parts.ledger)
         self.ready = False
         self.failed = ""
         self._rows: dict[str, Row] = {}
@@ -137,10 +139,11 @@ class RiskService:
         """Embed the newest signed heads of other rooms in our own chain; return how many were new."""
         live = self.live
         found = [head for head in (read() for read in self.parts.heads) if head is not None]
-        fresh = [head for head in found if head.size > live.witnessed.get(head.service, 0)]
+        known = {name: head.size for name, head in live.witnessed.items()}
+        fresh = [head for head in found if head.size > known.get(head.service, 0)]
         if fresh:
             await self.parts.ledger.commit(Unit(events=tuple(EventDraft(head) for head in fresh)))
-            live.witnessed.update({head.service: head.size for head in fresh})
+            live.witnessed.update({head.service: head for head in fresh})
         return len(fresh)
 
     def hear_execution(self, *, sent_ms: int, ledger_seq: int, unresolved: int, safe: bool) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from trading.domain.approvals import TradingState
 from trading.domain.errors import Unavailable
+from trading.domain.events import HeadWitnessed
 from trading.domain.instruments import InstrumentId
 from trading.domain.trading_states import DESK
 from trading.ports.ledger import Row
@@ -63,7 +64,7 @@ class Live:
     memory: Memory
     exits: StandingExits
     clean: bool
-    witnessed: dict[str, int] = field(default_factory=dict[str, int])
+    witnessed: dict[str, HeadWitnessed] = field(default_factory=dict[str, HeadWitnessed])
 
 
 def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> Live:
