@@ -2,13 +2,14 @@
 
 ``grekko halt`` and ``grekko resume`` write ``run/operator/<command>-<uuid>.json`` (0600, by rename); risk answers in
 ``run/operator/<uuid>.result.json``. The command file is a DSSE envelope of type ``COMMAND_PAYLOAD_TYPE`` by the
-operator's key, over the RFC 8785 form of :class:`OperatorCommand`.
+operator's key, over the RFC 8785 form of :class:`OperatorCommand`. Other kinds of command have a payload type each
+(:class:`CommandKind`) and pass the same checks.
 
 Rules kept here:
 
 - Verified before parsed; the file's name decides nothing.
 - For this desk and account only, at most 60 seconds old, used once: the id is kept in memory
-  for as long as it could still be fresh, and a resume from before this run is refused.
+  for as long as it could still be fresh, and what loosens is refused when it is from before this run.
 - A command that was read is removed, whatever came of it.
 """
 
@@ -17,15 +18,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from trading.adapters import codec
 from trading.adapters.config import check_private
-from trading.adapters.signing import open_envelope
+from trading.adapters.signing import ENVELOPE_MAX, Envelope, open_envelope
 from trading.domain.approvals import TradingState
 from trading.domain.errors import ConfigurationError, InvalidValue, SignatureRefused, TradingError
 from trading.domain.identifiers import AccountId
@@ -39,29 +40,39 @@ log = logging.getLogger("grekko.risk")
 
 COMMAND_PAYLOAD_TYPE: Final = "application/vnd.grekko.operator-command+json;v=1"
 FRESH_MS: Final = 60_000
-_FILE_MAX: Final = 16 * 1024  # bytes
+_FILE_MAX: Final = ENVELOPE_MAX  # bytes
 _PENDING_MAX: Final = 32  # command files looked at in one pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OperatorCommand:
-    """What the operator wants.
+class Command:
+    """What every command says.
 
     Attributes:
         command_id: a fresh UUID; used once.
-        state: the trading state wanted: active resumes, the others restrict.
-        reason: kept in the audit log; whoever resumes must give one.
+        reason: kept in the audit log; whoever loosens must give one.
+        by: who signs, as the operator's machine knows them.
         issued_ms: the operator's clock; at most a minute ago.
-        scope: desk, account:ID, agent:NAME or symbol:BASE/QUOTE.
     """
 
     command_id: str
     desk: str
     account_id: AccountId
-    state: TradingState
     reason: str
     by: str
     issued_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorCommand(Command):
+    """What the operator wants of the breaker.
+
+    Attributes:
+        state: the trading state wanted: active resumes, the others restrict.
+        scope: desk, account:ID, agent:NAME or symbol:BASE/QUOTE.
+    """
+
+    state: TradingState
     scope: str = DESK
 
 
@@ -87,6 +98,22 @@ class CommandResult:
     suggestion: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class CommandKind:
+    """Commands beside the breaker's.
+
+    Attributes:
+        payload_type: of the envelope; the signature covers it.
+        form: the dataclass that the payload is decoded to.
+        act: applies one that passed every check, given with its envelope, and returns what to tell the operator;
+            raises ``TradingError`` to refuse it.
+    """
+
+    payload_type: str
+    form: type[Command]
+    act: Callable[[Any, str], Awaitable[str]]
+
+
 Act = Callable[[OperatorCommand], Awaitable[BreakerAnswer]]
 
 
@@ -98,6 +125,7 @@ class OperatorCommands:
         verifier: pins the operator's public key; None when there is none, then nothing is accepted.
         act: applies a command that passed every check.
         restricted: gives everything that is restricted at that moment.
+        kinds: other commands that are understood.
     """
 
     def __init__(
@@ -110,6 +138,7 @@ class OperatorCommands:
         account_id: AccountId,
         act: Act,
         restricted: Callable[[], tuple[ScopeState, ...]] = tuple,
+        kinds: Sequence[CommandKind] = (),
     ) -> None:
         self._directory = directory
         self._verifier = verifier
@@ -117,6 +146,7 @@ class OperatorCommands:
         self._desk = desk
         self._account_id = account_id
         self._act = act
+        self._kinds = {kind.payload_type: kind for kind in kinds}
         self._restricted = restricted
         self._used: dict[str, int] = {}
         self._started_ms = clock.now_ms()
@@ -137,33 +167,40 @@ class OperatorCommands:
     async def _take(self, path: Path) -> None:
         try:
             text = await asyncio.to_thread(_read_once, path)
-            command = self._verified(text)
+            command, kind = self._verified(text)
         except (ConfigurationError, SignatureRefused, InvalidValue) as error:
             log.warning("operator command %s refused: %s", path.name[:80], error.code)
             return  # nobody is answered who did not prove to be the operator
-        result = await self._apply(command)
-        log.warning("operator command %s by %r: %s", command.state.value, command.by[:64], result.code or "done")
+        result = await self._apply(command, kind, text)
+        what = command.state.value if isinstance(command, OperatorCommand) else type(command).__name__
+        log.warning("operator command %s by %r: %s", what, command.by[:64], result.code or "done")
         answer = self._directory / f"{command.command_id}.result.json"
         try:
             await asyncio.to_thread(_write, answer, codec.encode(result))
         except OSError as error:  # a full disk must not end the room: what was asked for is done
             log.error("the operator's answer is not written (%s)", type(error).__name__)
 
-    def _verified(self, text: str) -> OperatorCommand:
+    def _verified(self, text: str) -> tuple[Command, CommandKind | None]:
         if self._verifier is None:
             raise ConfigurationError("no operator key is pinned", code="NO_OPERATOR_KEY")
-        payload = open_envelope(text, self._verifier, COMMAND_PAYLOAD_TYPE)
-        command = codec.decode(OperatorCommand, payload)
+        # Which type it claims only chooses what it is verified as: the signature covers the type.
+        kind = self._kinds.get(Envelope.from_json(text).payload_type)
+        payload = open_envelope(text, self._verifier, COMMAND_PAYLOAD_TYPE if kind is None else kind.payload_type)
+        command: Command = codec.decode(OperatorCommand if kind is None else kind.form, payload)
         if not _is_id(command.command_id):
             raise InvalidValue("command_id is not a UUID", code="INVALID_COMMAND")
-        return command
+        return command, kind
 
-    async def _apply(self, command: OperatorCommand) -> CommandResult:
+    async def _apply(self, command: Command, kind: CommandKind | None, text: str) -> CommandResult:
         try:
             self._check(command)
+            if kind is not None:
+                return _result(command, message=await kind.act(command, text))
+            if not isinstance(command, OperatorCommand):
+                raise AssertionError("what has no kind of its own was decoded as one")
             answer = await self._act(command)
         except TradingError as error:
-            return _result(command, error)
+            return _result(command, error, message=str(error))
         return CommandResult(
             command_id=command.command_id,
             ok=True,
@@ -177,17 +214,18 @@ class OperatorCommands:
             restricted=self._restricted(),
         )
 
-    def _check(self, command: OperatorCommand) -> None:
+    def _check(self, command: Command) -> None:
         now_ms = self._clock.now_ms()
         if command.desk != self._desk or command.account_id != self._account_id:
             raise InvalidValue("the command is for another desk", code="WRONG_DESK")
         if not -FRESH_MS < now_ms - command.issued_ms < FRESH_MS:
             raise InvalidValue("the command is not from the last minute", code="COMMAND_STALE")
         # A command from before this start could have been used by the run before; that memory is gone.
-        if command.state is TradingState.ACTIVE and command.issued_ms < self._started_ms:
+        state = command.state if isinstance(command, OperatorCommand) else TradingState.ACTIVE
+        if state is TradingState.ACTIVE and command.issued_ms < self._started_ms:
             raise InvalidValue("the command is older than this run of risk", code="COMMAND_STALE")
-        if command.state in (TradingState.ACTIVE, TradingState.REDUCING) and not command.reason.strip():
-            raise InvalidValue("whoever lets trading go on says why", code="REASON_REQUIRED")
+        if state in (TradingState.ACTIVE, TradingState.REDUCING) and not command.reason.strip():
+            raise InvalidValue("whoever loosens says why", code="REASON_REQUIRED")
         if command.command_id in self._used:
             raise InvalidValue("the command was used already", code="COMMAND_USED")
         self._used = {key: at for key, at in self._used.items() if now_ms - at < 2 * FRESH_MS}
@@ -219,15 +257,15 @@ def _is_id(text: str) -> bool:
     return len(text) == 36 and all(c in "0123456789abcdef-" for c in text)
 
 
-def _result(command: OperatorCommand, error: TradingError) -> CommandResult:
+def _result(command: Command, error: TradingError | None = None, *, message: str) -> CommandResult:
     return CommandResult(
         command_id=command.command_id,
-        ok=False,
-        code=error.code,
-        message=str(error),
-        suggestion=error.suggestion,
+        ok=error is None,
+        code="" if error is None else error.code,
+        message=message,
+        suggestion="" if error is None else error.suggestion,
         state="",
         generation=0,
         counter=0,
-        durable=False,
+        durable=error is None,
     )

@@ -48,13 +48,22 @@ class ReservationReleased:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsLoaded:
-    """A policy came into force."""
+    """A policy came into force.
+
+    Attributes:
+        by: ``start``, ``file`` for a change that only tightens, or ``operator:NAME``; empty before that was kept.
+        reason: the operator's words, or where the document was read.
+        envelope: the operator's signed command, JSON text; empty when none was needed.
+    """
 
     TYPE: ClassVar[str] = "limits.loaded"
     version: int
     digest: str
     min_policy_version: int
     document: str
+    by: str = ""
+    reason: str = ""
+    envelope: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
