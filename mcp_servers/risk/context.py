@@ -133,7 +133,8 @@ class OrderContext:
     Attributes:
         limit_price: what would be signed: for a market order the edge of the band.
         worst: quote per base that the order may trade at, at worst for us; None without a market.
-        notional: quantity at ``worst``.  unit_cost: quote per base with fees.
+        notional: quantity at ``worst``.  unit_cost: quote per base with fees.  cost: quantity at ``unit_cost``.
+        after: signed position, base, if everything open on the order's side fills and this order too.
         held: base held of the instrument.  closable: base that an order on this side could still reduce.
         reduces: whether the order can only bring the position nearer to zero.
         own_value: worst-case quote of the instrument with this order, once a rule has asked for it.
@@ -146,10 +147,12 @@ class OrderContext:
     """
 
     __slots__ = (
+        "after",
         "agent_id",
         "band_high",
         "band_low",
         "closable",
+        "cost",
         "decided",
         "decision_problem",
         "duplicate_ms",
@@ -196,6 +199,8 @@ class OrderContext:
     worst: Decimal | None
     notional: Decimal | None
     unit_cost: Decimal | None
+    cost: Decimal | None
+    after: Decimal
     own_value: Decimal | None
     fee_rate: Decimal
     band_low: Decimal | None
