@@ -16,19 +16,22 @@ from typing import Final
 
 from trading.adapters.signing import seal
 from trading.domain.approvals import APPROVAL_PAYLOAD_TYPE, Approval, ApprovedOrder
-from trading.domain.denials import RiskDenial
+from trading.domain.denials import RiskDenial, RuleResult
 from trading.domain.identifiers import AgentId, ApprovalId, DecisionId, RequestId, client_order_id_for
 from trading.domain.instruments import InstrumentId
 from trading.domain.market_data import Side
 from trading.domain.money import ZERO, divide, multiply
+from trading.domain.pending import PendingHuman
 from trading.domain.proposals import OrderIntent
 from trading.domain.standing_exits import ExitTerms
 from trading.ports.clock import IdFactory
 from trading.ports.signing import Signer
 
+from .authority import Word
 from .context import Frame, OrderContext
 from .nearest import LegalSearch
 from .payload import approval_payload
+from .pending import PendingBook, Question, capped, may_wait
 from .policies.pipeline import RULES, RuleBook, RuleFunction, Verdict
 from .pricing import build_context, signed_terms
 from .protection import exit_terms, tightest
@@ -46,15 +49,17 @@ class Approved:
     Attributes:
         payload: the signed bytes inside the envelope.
         content: what a repetition is recognised by; empty when it was read back from the ledger.
+        overridden: rules that failed and that the operator overrode.
     """
 
     approval: Approval
     envelope: str
     payload: bytes
     content: tuple[object, ...] = ()
+    overridden: tuple[RuleResult, ...] = ()
 
 
-Outcome = Approved | RiskDenial
+Outcome = Approved | RiskDenial | PendingHuman
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +70,13 @@ class Ask:
         decision_id: the decision named, verified or not.
         problem: why it does not hold; empty when it does or none was named.
         expires_ms: the decision's own expiry; None without one.
+        principal: who asks.
+        word: the operator's, when it was given.
     """
 
     request_id: RequestId
+    principal: str = ""
+    word: Word | None = None
     decision_id: DecisionId | None = None
     problem: str = ""
     expires_ms: int | None = None
@@ -88,15 +97,21 @@ class Assessor:
         rates: OrderRates,
         recent: RecentOrders,
         rules: Sequence[RuleFunction] = RULES,
+        pending: PendingBook | None = None,
     ) -> None:
         self._signer = signer
         self._ids = ids
         self._rates = rates
         self._recent = recent
         self._rules = RuleBook(rules)
+        self._pending = pending
 
-    def assess(self, frame: Frame, intent: OrderIntent, agent_id: AgentId, ask: Ask) -> Outcome:
-        """Judge one order; when it passes, reserve for it and sign it."""
+    def assess(self, frame: Frame, intent: OrderIntent, agent_id: AgentId, ask: Ask, reason: str = "") -> Outcome:
+        """Judge one order; when it passes, reserve for it and sign it.
+
+        Args:
+            reason: the agent's own words, shown to the operator if the order has to wait for one.
+        """
         content = _content(agent_id, intent)
         context = build_context(
             frame,
@@ -104,11 +119,17 @@ class Assessor:
             agent_id,
             decided=ask.decided,
             decision_problem=ask.problem,
-            rate_ok=self._rates.take(agent_id, frame.now_ms, InstrumentId(intent.venue, intent.symbol)),
+            # On the operator's word it is judged again: it was counted when its agent asked.
+            rate_ok=ask.word is not None
+            or self._rates.take(agent_id, frame.now_ms, InstrumentId(intent.venue, intent.symbol)),
             duplicate_ms=self._recent.age_ms(content, frame.now_ms),
+            word=ask.word,
         )
+        overridden: tuple[RuleResult, ...] = ()
         if not self._rules.passes(context) and not (verdict := self._rules.evaluate(context)).passed:
-            return self._deny(context, verdict, ask)
+            overridden = () if ask.word is None else verdict.failures
+            if ask.word is None or not {result.rule for result in overridden} <= ask.word.overrides:
+                return self._refuse(context, verdict, ask, reason)
         approval = self._approve(context, ask)
         frame.reservations.add(reservation_of(approval, context.unit_cost))
         self._recent.add(content, frame.now_ms)
@@ -118,7 +139,7 @@ class Assessor:
             frame.activity.flow.add(key, intent.side, context.notional, frame.now_ms, window_ms)
         payload = approval_payload(approval)
         envelope = seal(payload, APPROVAL_PAYLOAD_TYPE, self._signer).to_json()
-        return Approved(approval, envelope, payload, content)
+        return Approved(approval, envelope, payload, content, overridden)
 
     def check(self, frame: Frame, intent: OrderIntent, agent_id: AgentId) -> tuple[OrderContext, Verdict]:
         """Judge one order in words, counting and reserving nothing."""
@@ -137,15 +158,14 @@ class Assessor:
         """Return how many orders the agent may ask for right now."""
         return self._rates.tokens(agent_id, now_ms)
 
-    def agents(self) -> list[AgentId]:
-        """Return the agents that asked lately."""
-        return self._rates.agents()
-
-    def take_back(self, reservations: ReservationBook, approvals: Sequence[Approved]) -> None:
-        """Undo reservations whose approvals are certainly not in the ledger."""
-        for item in approvals:
-            reservations.remove(item.approval.approval_id)
-            self._recent.forget(item.content)
+    def take_back(self, reservations: ReservationBook, outcomes: Sequence[Outcome]) -> None:
+        """Undo what was counted for outcomes that are certainly not in the ledger."""
+        for item in outcomes:
+            if isinstance(item, Approved):
+                reservations.remove(item.approval.approval_id)
+                self._recent.forget(item.content)
+            elif isinstance(item, PendingHuman) and self._pending is not None:
+                self._pending.remove(item.pending_id)
 
     def largest(self, context: OrderContext) -> OrderIntent | None:
         """Return the same order at the largest size, and at a legal price, that passes every rule now, or None."""
@@ -168,8 +188,18 @@ class Assessor:
             decision_problem=c.decision_problem,
             rate_ok=c.rate_ok,
             duplicate_ms=self._recent.age_ms(_content(c.agent_id, intent), c.frame.now_ms),
-        )
+        )  # without the operator's word, even if there was one: an agent is told what it may do by itself
         return context, self._rules.passes(context)
+
+    def _refuse(self, context: OrderContext, verdict: Verdict, ask: Ask, reason: str) -> RiskDenial | PendingHuman:
+        """Deny an order, or put it to the operator when that alone is missing."""
+        if self._pending is None or ask.word is not None or not may_wait(context, verdict):
+            return self._deny(context, verdict, ask)
+        if (full := self._pending.full(context)) is not None:
+            return self._deny(context, capped(verdict, full), ask)
+        context.explain = True  # the operator is shown every rule, not only what failed
+        question = Question(ask.request_id, ask.principal, ask.decision_id, reason, ask.expires_ms)
+        return self._pending.ask(context, verdict, self._rules.evaluate(context).results, question)
 
     def _deny(self, context: OrderContext, verdict: Verdict, ask: Ask) -> RiskDenial:
         return RiskDenial(
@@ -183,11 +213,13 @@ class Assessor:
         )
 
     def _approve(self, c: OrderContext, ask: Ask) -> Approval:
-        if c.band_low is None or c.band_high is None or c.cost is None:
+        if c.band_low is None or c.band_high is None or c.unit_cost is None:
             raise AssertionError("a passed order has a price")
         frame, limits = c.frame, c.limits
         approval_id = ApprovalId(self._ids.new_id())
         expires = frame.now_ms + (limits.ttl_ms_decided if ask.decided else limits.ttl_ms_interactive)
+        if ask.word is not None:
+            expires = frame.now_ms + limits.ttl_ms_human
         if ask.expires_ms is not None:
             expires = min(expires, ask.expires_ms)
         return Approval(
@@ -200,7 +232,7 @@ class Assessor:
             effect=c.effect,
             band_low=c.band_low,
             band_high=c.band_high,
-            max_notional=_most(c, c.cost, c.band_high),
+            max_notional=_most(c, c.unit_cost, c.band_high),
             policy_version=frame.policy.version,
             policy_digest=frame.policy.digest,
             epoch=frame.epoch,
@@ -264,10 +296,10 @@ def _exit(c: OrderContext) -> ExitTerms:
     return exit_terms(c.intent.side, mid, floor_bps, instrument.price_tick, plan, expires_ms)
 
 
-def _most(c: OrderContext, cost: Decimal, band_high: Decimal) -> Decimal:
+def _most(c: OrderContext, unit_cost: Decimal, band_high: Decimal) -> Decimal:
     """Return the most quote that may be spent or received: a sell may trade above its limit, up to the band."""
     if c.intent.side is Side.BUY or c.worst is None:
-        return cost
+        return multiply(c.quantity, unit_cost)
     return multiply(c.quantity, max(c.worst, band_high))
 
 

@@ -70,7 +70,6 @@ class FrameSource:
             mode=self._mode,
             policy=self.policy,
             state=self._breaker.state,
-            scopes=self._breaker.scopes,
             epoch=self._breaker.epoch,
             markets=markets,
             marks=marks,

@@ -14,16 +14,19 @@ from trading.domain.denials import RiskDenial
 from trading.domain.events import (
     AlarmRaised,
     EventMetadata,
+    HumanAsked,
     LimitsLoaded,
     ReservationReleased,
     RiskApproved,
     RiskDenied,
 )
 from trading.domain.identifiers import ProposalId, RequestId
+from trading.domain.pending import PendingHuman, PendingState
 from trading.ports.ledger import EventDraft, Insert, LedgerReader, Row, Unit, Upsert
 
 from .assessment import Approved, Outcome
 from .limits import Policy
+from .pending import pending_of, pending_row
 
 OPEN: Final = "open"
 RELEASE_ASKED: Final = "release_requested"
@@ -81,25 +84,40 @@ def request_unit(
     return Unit(
         events=tuple([_draft(outcome, metadata) for outcome in outcomes]),
         claims=tuple(claims),
-        writes=tuple([Insert("approvals", row) for row in rows]),
+        writes=(
+            *[Insert("approvals", row) for row in rows],
+            *[
+                Insert("pending", pending_row(item, PendingState.PENDING, now_ms))
+                for item in outcomes
+                if isinstance(item, PendingHuman)
+            ],
+        ),
     )
 
 
 def _draft(outcome: Outcome, metadata: EventMetadata) -> EventDraft:
     if isinstance(outcome, RiskDenial):
         return EventDraft(RiskDenied(denial=outcome), metadata)
+    if isinstance(outcome, PendingHuman):
+        return EventDraft(HumanAsked(pending=outcome), metadata)
     # The signed bytes are the approval's JSON already; encoding it a second time took as long as five rules.
     encoded = orjson.dumps({"approval": orjson.Fragment(outcome.payload), "envelope": outcome.envelope}).decode()
     return EventDraft(RiskApproved(approval=outcome.approval, envelope=outcome.envelope), metadata, encoded)
 
 
 def encode_answer(outcomes: Sequence[Outcome]) -> str:
-    """Return the stored answer: approvals by id (their envelopes have rows of their own), denials in full."""
-    items: list[object] = [
-        {"denial": item} if isinstance(item, RiskDenial) else {"approval_id": item.approval.approval_id}
-        for item in outcomes
-    ]
-    return codec.encode({"items": items}).decode()
+    """Return the stored answer: what has a row by its id, denials in full."""
+    return codec.encode({"items": [_stored(item) for item in outcomes]}).decode()
+
+
+def _stored(item: Outcome) -> dict[str, object]:
+    if isinstance(item, RiskDenial):
+        return {"denial": item}
+    return (
+        {"pending_id": item.pending_id}
+        if isinstance(item, PendingHuman)
+        else {"approval_id": item.approval.approval_id}
+    )
 
 
 async def read_answer(reader: LedgerReader, answer: str) -> tuple[Outcome, ...] | None:
@@ -108,13 +126,15 @@ async def read_answer(reader: LedgerReader, answer: str) -> tuple[Outcome, ...] 
     if data.get("void"):
         return None
     items = cast("list[dict[str, Any]]", data["items"])
-    ids = [str(item["approval_id"]) for item in items if "approval_id" in item]
-    rows = await reader.rows("approvals", {"approval_id": ids}) if ids else []
-    known = {str(row["approval_id"]): row for row in rows}
+    known: dict[str, Outcome] = {}
+    for table, key, read in (("approvals", "approval_id", approved_of), ("pending", "pending_id", pending_of)):
+        ids = [str(item[key]) for item in items if key in item]
+        for row in await reader.rows(table, {key: ids}) if ids else []:
+            known[str(row[key])] = read(row)
     return tuple(
-        approved_of(known[item["approval_id"]])
-        if "approval_id" in item
-        else codec.decode_data(RiskDenial, item["denial"])
+        codec.decode_data(RiskDenial, item["denial"])
+        if "denial" in item
+        else known[item.get("approval_id") or item["pending_id"]]
         for item in items
     )
 

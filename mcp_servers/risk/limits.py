@@ -17,11 +17,13 @@ from pydantic import BeforeValidator, Field, StrictBool, model_validator
 from trading.adapters import codec
 from trading.adapters.config import SectionModel
 from trading.adapters.signing import digest
+from trading.domain.denials import Rule
 from trading.domain.identifiers import AccountId, AgentId, Symbol, Venue, parse_symbol
 from trading.domain.proposals import Mode, OrderType, TimeInForce
 from trading.domain.standing_exits import EXIT_LIFE_MAX_MS
 from trading.domain.voting import QuorumPolicy
 
+from .authority import OVERRIDABLE, Needs
 from .protection import ProtectionLimits
 from .scopes import ScopeLimits, Scopes
 from .values import Amount, Bps, Count, Millis, Percent, Whole
@@ -43,6 +45,7 @@ class SymbolLimits(SectionModel):
         symbol_turnover_max: quote approved in the symbol within ``turnover_window_ms``, both sides together.
         symbol_drift_max: quote by which the buys and sells approved in that window may differ.
         trade_size_multiple_max: one order in multiples of the median public trade; None judges no order by it.
+        symbol_authority: who must agree to new risk in it; ``authority`` of the desk or a scope may ask for more.
         protection: the stops that every position in it has.
     """
 
@@ -58,6 +61,7 @@ class SymbolLimits(SectionModel):
     symbol_turnover_max: Amount = Decimal(500_000)
     symbol_drift_max: Amount = Decimal(250_000)
     trade_size_multiple_max: Amount | None = None
+    symbol_authority: Needs = Needs.NONE
     protection: ProtectionLimits = ProtectionLimits()
 
 
@@ -124,8 +128,14 @@ class RiskLimits(SectionModel):
         duplicate_window_ms: how long the same order of the same agent is taken for a mistake; 0 turns the rule off.
         open_approvals_max: approvals of one agent that are not used yet.
         reserved_notional_max: quote reserved for one agent.
-        undecided_notional_max: quote; a larger order needs a decision of the vote.
-        undecided_modes: where orders without a decision are allowed at all.
+        authority: who must agree to new risk (``authority.Needs``); the bounds and modes below may ask for more.
+        undecided_notional_max: quote; a larger order needs a decision of the vote, or the operator.
+        undecided_modes: where orders that nobody agreed to are allowed at all; elsewhere a vote or the operator.
+        unattended_notional_max: quote; a larger order needs the operator, whatever was voted; None sets no bound.
+        overridable: rules that the operator may override for one order; what fails only these waits for the operator.
+        ttl_ms_human: longest life of an approval that the operator gave.
+        pending_ttl_ms: how long an order waits for the operator.
+        pending_max, pending_agent_max: orders that wait for the operator at once, of all and of one agent.
         clock_skew_ms: how far another room's clock may be ahead of ours.
         portfolio_loss_pct: every position is closed once equity lies so far below its level at 00:00 UTC; None never.
         exit_ttl_ms: life of a standing exit; renewed before half of it is over while the position is open.
@@ -178,11 +188,24 @@ class RiskLimits(SectionModel):
     reserved_notional_max: Amount = Decimal(50_000)
     undecided_notional_max: Amount = Decimal(10_000)
     undecided_modes: tuple[Mode, ...] = (Mode.PAPER, Mode.TESTNET)
+    authority: Needs = Needs.NONE
+    unattended_notional_max: Amount | None = None
+    overridable: tuple[Rule, ...] = ()
+    ttl_ms_human: Annotated[Whole, Field(gt=0, le=30_000)] = 10_000
+    pending_ttl_ms: Annotated[Whole, Field(gt=0, le=86_400_000)] = 900_000
+    pending_max: Count = 20
+    pending_agent_max: Count = 5
     clock_skew_ms: Millis = 1_000
     portfolio_loss_pct: Percent | None = None
     exit_ttl_ms: Annotated[Whole, Field(ge=600_000, le=EXIT_LIFE_MAX_MS)] = 86_400_000
     reactivate_after_unclean_stop: StrictBool = True
     quorum: QuorumLimits = QuorumLimits()
+
+    @model_validator(mode="after")
+    def _only_amounts_are_overridable(self) -> Self:
+        if wrong := set(self.overridable) - OVERRIDABLE:
+            raise ValueError(f"no operator may override {', '.join(sorted(wrong))}")
+        return self
 
     @model_validator(mode="after")
     def _tighter_when_undecided(self) -> Self:

@@ -159,6 +159,8 @@ def _increase_caps(c: OrderContext, instrument: Instrument) -> list[Decimal] | N
         caps.append(divide(instrument.notional_max, c.worst))
     if not c.decided:
         caps.append(divide(limits.undecided_notional_max, c.worst))
+    if limits.unattended_notional_max is not None:
+        caps.append(divide(limits.unattended_notional_max, c.worst))
     if symbol.trade_size_multiple_max is not None and (usual := size.usual_size(c)) is not None:
         caps.append(multiply(usual, symbol.trade_size_multiple_max))
     if c.intent.order_type is OrderType.MARKET and c.market.book is not None:

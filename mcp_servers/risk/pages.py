@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Final, NamedTuple
 
-from mcp_servers.envelope import MAX_CHARS, Page, fit
+from mcp_servers.envelope import MAX_CHARS, Page, fit, timestamp
 from mcp_servers.risk import schemas
+from mcp_servers.risk.pending import HOW_TO_ANSWER
 from mcp_servers.risk.rows import approval_row, order_row, rule_row
 from mcp_servers.risk.sign_off import Answer
 from trading.domain.denials import RiskDenial
 from trading.domain.errors import InvalidValue
 from trading.domain.money import ZERO, add
+from trading.domain.pending import PendingHuman
 
 #: Characters of JSON that the changing part of a reply may take; the rest is for its envelope.
 _ROOM: Final = MAX_CHARS - 1_000
@@ -63,11 +65,23 @@ def answer_page(answer: Answer, cursor: str | None) -> tuple[schemas.Approvals, 
         approval_ids=list(ids[start.ids : end.ids]),
         approvals=approvals,
         denials=shown,
+        pending_human=[
+            _pending_row(index, item) for index, item in enumerate(answer.outcomes) if isinstance(item, PendingHuman)
+        ],
         replayed=answer.replayed,
     )
     more = end.ids < len(ids) or end.denials < len(denials)
     following = f"{min(end.ids, len(ids))}.{end.denials}" if more else None
     return data, more or not whole, following
+
+
+def _pending_row(index: int, item: PendingHuman) -> schemas.PendingRow:
+    return schemas.PendingRow(
+        index=index,
+        pending_id=item.pending_id,
+        expires_at=timestamp(item.expires_ms),
+        needs=f"{', '.join(each.rule.value for each in item.unmet)}: {HOW_TO_ANSWER}",
+    )
 
 
 def _denial_rows(

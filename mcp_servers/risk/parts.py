@@ -40,7 +40,7 @@ class RiskParts:
         data_of: whose market data prices an instrument.
         keys: pinned public keys of voters and leader; None accepts no decision.
         operator: pins the operator's key; operator_directory: where command files are looked for.
-        heads: newest signed audit heads of other rooms, to be witnessed; own_head: risk's own, to be shown.
+        heads: newest signed audit heads of other rooms, to be witnessed.
         closes: archived candles for the risk numbers; None leaves them the bundled history.
     """
 
@@ -65,7 +65,6 @@ class RiskParts:
     operator: Verifier | None = None
     operator_directory: Path | None = None
     heads: Sequence[Callable[[], HeadWitnessed | None]] = ()
-    own_head: Callable[[], HeadWitnessed | None] | None = None
     wakeups: AsyncIterator[object] | None = None
     rules: Sequence[RuleFunction] = RULES
     closes: ClosesSource | None = None
@@ -91,14 +90,20 @@ class CheckReport:
 
 @dataclass(frozen=True, slots=True)
 class ApprovalReport:
-    """One approval as it stands.
+    """One approval as it stands, or one order that waits for the operator.
 
     Attributes:
-        state: open, release_requested or released.
+        named: the id that was asked for.
+        approved: None while, or because, the operator has not approved it.
+        state: open, release_requested or released; of a waiting order a ``PendingState``.
         fate: what execution wrote: consumed, lapsed, voided, or empty while it is undecided.
+        detail: of a waiting order, why it was closed or how the operator answers.
     """
 
-    approved: Approved
+    named: str
+    approved: Approved | None
     state: str
-    fate: str
-    order_id: str
+    fate: str = ""
+    order_id: str = ""
+    expires_ms: int = 0
+    detail: str = ""

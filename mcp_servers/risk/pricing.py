@@ -17,10 +17,11 @@ from typing import Final
 from trading.domain.approvals import Effect
 from trading.domain.identifiers import AgentId
 from trading.domain.instruments import Instrument, InstrumentId
-from trading.domain.market_data import Side
+from trading.domain.market_data import Side, is_worse
 from trading.domain.money import ONE, ZERO, add, bps_of, multiply, round_down, round_up, subtract
 from trading.domain.proposals import OrderIntent, OrderType, TimeInForce
 
+from .authority import Word
 from .context import Frame, MarketFrame, OrderContext
 
 NO_MARKET: Final = MarketFrame(
@@ -37,6 +38,7 @@ def build_context(
     decision_problem: str = "",
     rate_ok: bool = True,
     duplicate_ms: int | None = None,
+    word: Word | None = None,
     explain: bool = False,
 ) -> OrderContext:
     """Return the order with everything the rules need, computed once.
@@ -48,6 +50,7 @@ def build_context(
         decided: a verified decision of the vote covers it.
         decision_problem: why a decision that was named does not hold.
         rate_ok, duplicate_ms: what the counters said when the order was counted.
+        word: the operator's; a market order is then never priced beyond what the operator was shown.
         explain: make rules that pass say so in words.
     """
     in_force = frame.policy.scopes.of(intent.account_id, frame.mode, intent.venue, agent_id, intent.symbol)
@@ -65,29 +68,26 @@ def build_context(
     c.closable = frame.portfolio.closable(instrument_id, intent.side)
     c.reduces = ZERO < c.quantity <= c.closable
     c.effect = Effect.REDUCE if c.reduces else Effect.INCREASE
-    c.exposure = exposure = reservations.exposure(instrument_id)
-    if intent.side is Side.BUY:
-        c.after = add(c.held, add(exposure.buy_open, c.quantity))
-    else:
-        c.after = subtract(c.held, add(exposure.sell_open, c.quantity))
+    c.exposure = reservations.exposure(instrument_id)
     c.use = reservations.agent(agent_id)
     c.rate_ok, c.duplicate_ms = rate_ok, duplicate_ms
-    c.decided, c.decision_problem = decided, decision_problem
-    c.band_low = c.band_high = c.limit_price = c.worst = c.notional = c.unit_cost = c.cost = None
-    c.walked = c.own_value = None
+    c.decided, c.decision_problem, c.human = decided, decision_problem, word is not None
+    c.band_low = c.band_high = c.limit_price = c.worst = c.notional = c.unit_cost = c.walked = c.own_value = None
     c.fee_rate = ZERO
     if instrument is not None:
-        _price(c, instrument)
+        _price(c, instrument, None if word is None else word.price_limit)
     return c
 
 
-def _price(c: OrderContext, instrument: Instrument) -> None:
+def _price(c: OrderContext, instrument: Instrument, shown: Decimal | None) -> None:
     intent, mid = c.intent, c.market.mid
     c.fee_rate = max(instrument.taker_fee, instrument.maker_fee, ZERO)
     if mid is not None:
         c.band_low, c.band_high = _band(mid, _band_bps(c), instrument.price_tick)
     if intent.order_type is OrderType.MARKET:
         c.limit_price = c.band_high if intent.side is Side.BUY else c.band_low
+        if shown is not None and c.limit_price is not None and is_worse(c.limit_price, shown, intent.side):
+            c.limit_price = shown
         if c.market.book is not None and c.limit_price is not None and c.limit_price > 0:
             c.walked = c.market.book.walk(intent.side, c.quantity, limit_price=c.limit_price).filled
     else:
@@ -96,7 +96,6 @@ def _price(c: OrderContext, instrument: Instrument) -> None:
     if c.worst is not None:
         c.notional = multiply(c.quantity, c.worst)
         c.unit_cost = multiply(c.worst, add(ONE, c.fee_rate))
-        c.cost = multiply(c.quantity, c.unit_cost)
 
 
 @lru_cache(maxsize=1024)

@@ -83,21 +83,23 @@ def approval_row(item: Approved) -> schemas.ApprovalRow:
 
 
 def approval_state(report: ApprovalReport, now_ms: int, *, envelope: bool) -> schemas.ApprovalState:
-    """Return an approval with its state and fate."""
+    """Return an approval with its state and fate, or a waiting order's state."""
+    approved = report.approved
     return schemas.ApprovalState(
-        approval=approval_row(report.approved),
+        approval=None if approved is None else approval_row(approved),
         state=report.state,
         fate=report.fate,
         order_id=report.order_id,
-        expired=report.approved.approval.expires_ms <= now_ms,
-        envelope=report.approved.envelope if envelope else None,
+        expired=report.expires_ms <= now_ms,
+        detail=report.detail,
+        envelope=approved.envelope if envelope and approved is not None else None,
     )
 
 
 def release_row(report: ApprovalReport) -> schemas.Release:
     """Return what became of a request to release."""
     return schemas.Release(
-        approval_id=report.approved.approval.approval_id,
+        approval_id=report.named,
         state=report.state,
         fate=report.fate,
         order_id=report.order_id,

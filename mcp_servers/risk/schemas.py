@@ -30,7 +30,6 @@ Figure = Annotated[
 ]
 SymbolText = Annotated[str, Field(max_length=41)]
 NameText = Annotated[str, Field(max_length=64)]
-ScopeText = Annotated[str, Field(max_length=80)]
 ReasonText = Annotated[str, Field(max_length=280)]
 IdText = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -119,6 +118,15 @@ class DenialRow(Row):
     nearest_legal: OrderRow | None
 
 
+class PendingRow(Row):
+    """Neither approved nor denied: it waits for the operator and reserves nothing."""
+
+    index: int
+    pending_id: str
+    expires_at: str
+    needs: str
+
+
 class Approvals(Row):
     """What a request got. Ids are in the order of the orders, without those at ``denied_at``."""
 
@@ -129,17 +137,19 @@ class Approvals(Row):
     approval_ids: list[str]
     approvals: list[ApprovalRow]
     denials: list[DenialRow]
+    pending_human: list[PendingRow]
     replayed: bool
 
 
 class ApprovalState(Row):
     """One approval as it stands; ``fate`` is execution's word and empty while undecided."""
 
-    approval: ApprovalRow
+    approval: ApprovalRow | None
     state: str
     fate: str
     order_id: str
     expired: bool
+    detail: str = ""
     envelope: str | None = None
 
 
@@ -197,7 +207,6 @@ class Exposures(Row):
 class Trip(Row):
     """What a trip did; every unused approval of an older epoch is worthless now."""
 
-    scope: str
     state: str
     generation: int
     counter: int

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 from pydantic import Field
 
 from trading.adapters.config import SectionModel
+from trading.domain.denials import Rule
 from trading.domain.identifiers import AccountId, AgentId, Symbol, Venue
 from trading.domain.proposals import Mode, OrderType, TimeInForce
 from trading.domain.standing_exits import StopPlan
 
+from .authority import Needs, strictest
 from .protection import ProtectionLimits, plan_of
 from .values import Amount, Bps, Count, Percent, Whole
 
@@ -41,6 +43,7 @@ class ScopeLimits(SectionModel):
     Attributes:
         symbols, venues: the only ones allowed; others count as restricted, except to reduce.
         order_types, times_in_force: the only ones allowed.
+        overridable: of those that the desk names, the only ones.
     """
 
     symbols: tuple[Symbol, ...] | None = None
@@ -67,6 +70,10 @@ class ScopeLimits(SectionModel):
     open_approvals_max: Count | None = None
     reserved_notional_max: Amount | None = None
     undecided_notional_max: Amount | None = None
+    authority: Needs | None = None
+    unattended_notional_max: Amount | None = None
+    overridable: tuple[Rule, ...] | None = None
+    pending_agent_max: Count | None = None
     unresolved_orders_max: Annotated[Whole, Field(ge=0)] | None = None
     portfolio_loss_pct: Percent | None = None
     stop_bps: Bps | None = None
@@ -174,6 +181,8 @@ def _stricter(held: object, wanted: object) -> object | None:
     """Return ``wanted`` joined with what is held already when that is stricter, else None."""
     if held is None:
         return wanted
+    if isinstance(held, Needs) and isinstance(wanted, Needs):
+        return wanted if held is not wanted and strictest(held, wanted) is wanted else None
     if isinstance(held, tuple) and isinstance(wanted, tuple):
         both = tuple([item for item in cast("tuple[object, ...]", held) if item in wanted])
         return None if both == held else both

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 from pydantic import Field
 
-from mcp_servers.desk_resources import ResourceBus, serve_completions, serve_subscriptions
 from mcp_servers.envelope import DEFAULT_ROWS, Meta, PositiveDecimalText, Reply, ok, timestamp
 from mcp_servers.hosting import (
     Context,
@@ -20,14 +18,14 @@ from mcp_servers.hosting import (
     tool,
     tool_kind,
 )
-from mcp_servers.risk import prompts, resources, rows, schemas, views
+from mcp_servers.risk import rows, schemas
 from mcp_servers.risk.bootstrap import open_risk
 from mcp_servers.risk.numbers.desk import Basis, History
 from mcp_servers.risk.numbers.rows import risk_row
 from mcp_servers.risk.numbers.schemas import Risk
 from mcp_servers.risk.orders import ORDERS_MAX, OrderRequest
 from mcp_servers.risk.pages import answer_page, exposure_page
-from mcp_servers.risk.schemas import IdText, NameText, OrderItem, ReasonText, ScopeText, SymbolText, Tif, Unit
+from mcp_servers.risk.schemas import IdText, NameText, OrderItem, ReasonText, SymbolText, Tif, Unit
 from mcp_servers.risk.service import RiskService
 from mcp_servers.risk.settings import RiskSettings, check_allowed, load_risk_settings
 from mcp_servers.risk.status import status_row
@@ -67,35 +65,18 @@ def build(risk: RiskSettings | None = None) -> DeskServer[RiskService]:
     """
     desk, chosen = load_settings(), risk or load_risk_settings()
     check_allowed(desk, chosen)
-    bus = ResourceBus()
-
-    @asynccontextmanager
-    async def lifespan() -> AsyncGenerator[RiskService]:
-        async with open_risk(desk, chosen) as service, resources.cueing(service, bus):
-            yield service
-
     server: DeskServer[RiskService] = build_server(
         "grekko-risk",
         title="Risk",
         instructions=_INSTRUCTIONS,
-        lifespan=lifespan,
+        lifespan=lambda: open_risk(desk, chosen),
         mode=desk.mode,
         authorization=load_authorization(),
         requests_per_s=2_000,
         burst=4_000,
-        subscriptions=bus,
     )
     register(server)
-    register_face(server, bus)
     return server
-
-
-def register_face(server: DeskServer[RiskService], bus: ResourceBus) -> None:
-    """Add what people and hosts use beside the tools: resources, subscriptions, completions and prompts."""
-    resources.register(server)
-    serve_subscriptions(server, bus, may_follow=resources.may_follow)
-    serve_completions(server, views.complete)
-    prompts.register(server)
 
 
 def register(server: DeskServer[RiskService]) -> None:
@@ -143,7 +124,8 @@ def _register_reads(read: Callable[..., Callable[[Any], Any]]) -> None:
         """Show an approval's order, expiry, state and fate.
 
         state is risk's: open, release_requested (still counts) or released. fate is execution's: empty while undecided,
-        then consumed, lapsed or voided. Execution takes the id; include_envelope only to verify the signature yourself.
+        then consumed, lapsed or voided. With a pending_id state is pending, approved, refused, expired or withdrawn;
+        detail says why. Execution takes the id; include_envelope only to verify the signature yourself.
         """
         service = state(ctx)
         report = await service.get_approval(ApprovalId(approval_id))
@@ -230,10 +212,11 @@ def _register_requests(server: DeskServer[RiskService]) -> None:
         reason: ReasonText = "",
         cursor: NameText | None = None,
     ) -> Reply[schemas.Approvals]:
-        """Ask risk to sign one order, up to 256 orders, or a decision's; each is approved or denied.
+        """Ask risk to sign one order, up to 256, or a decision's; each is approved, denied or put to the operator.
 
         request_id names the intent: repeat it on a retry and you get the same answer, never a second order.
-        An approval reserves its worst case until it is used, lapses or is released.
+        An approval reserves its worst case until it is used, lapses or is released. What is in pending_human reserves
+        nothing: poll risk_get_approval with its pending_id; once the operator approves, the desk submits it itself.
         Example: request_id "r-1", symbol "BTC/USDT", side "buy", type "limit", amount "0.01", limit_price "60000".
         """
         service = state(ctx)
@@ -261,13 +244,16 @@ def _register_requests(server: DeskServer[RiskService]) -> None:
         scope="risk:request",
     )
     async def risk_release_approval(ctx: Context[RiskService], approval_id: IdText) -> Reply[schemas.Release]:
-        """Ask execution to void an approval you will not use.
+        """Ask execution to void an approval you will not use, or withdraw an order that waits for the operator.
 
         This is a request only: the approval counts against the limits, and could still trade, until its fate is
         voided or lapsed; look with risk_get_approval. Not for an order already sent: use execution_cancel_order.
         """
         service = state(ctx)
-        return ok(rows.release_row(await service.release_approval(ApprovalId(approval_id))), _meta(service))
+        return ok(
+            rows.release_row(await service.release_approval(ApprovalId(approval_id), current_principal().name)),
+            _meta(service),
+        )
 
     @tool(
         server,
@@ -279,19 +265,17 @@ def _register_requests(server: DeskServer[RiskService]) -> None:
         scope="risk:trip",
     )
     async def risk_trip_breaker(
-        ctx: Context[RiskService],
-        reason: Annotated[str, Field(min_length=1, max_length=280)],
-        scope: ScopeText = "desk",
+        ctx: Context[RiskService], reason: Annotated[str, Field(min_length=1, max_length=280)], scope: NameText = "desk"
     ) -> Reply[schemas.Trip]:
-        """Halt trading at once: nothing that adds risk is sent any more. Only the operator can resume.
+        """Halt the desk at once: nothing that adds risk is sent any more. Only the operator can resume.
 
-        Exits and cancels stay possible. Not for one order: cancel that. Scope: desk, agent:NAME, symbol:BASE/QUOTE or
-        account:ID. Example: reason "prices frozen".
+        Exits and cancels stay possible. Not for one order: cancel that. Scope is desk. Example: reason "prices frozen".
         """
+        if scope != "desk":
+            raise InvalidValue("only the whole desk can be halted", code="UNKNOWN_SCOPE", allowed=("desk",))
         service = state(ctx)
-        answer = await service.trip(reason, current_principal().name, scope)
+        answer = await service.trip(reason, current_principal().name)
         data = schemas.Trip(
-            scope=answer.scope,
             state=answer.state.value,
             generation=answer.epoch.generation,
             counter=answer.epoch.counter,

@@ -10,13 +10,12 @@ from trading.domain.approvals import TradingState
 from trading.domain.errors import InvalidValue, Unavailable
 from trading.domain.events import ServiceStarted, ServiceStopped
 from trading.domain.identifiers import ApprovalId, DecisionId, RequestId
+from trading.domain.pending import PendingState
 from trading.domain.proposals import Mode
-from trading.domain.trading_states import DESK
 from trading.ports.ledger import EventDraft, Ledger, Row, Unit, Upsert
 
 from .assessment import Assessor
 from .breaker import BreakerAnswer
-from .chronicle import Chronicle
 from .context import Frame
 from .heartbeat import ExecutionPulse
 from .journal import OPEN, RELEASE_ASKED, approved_of, policy_unit
@@ -25,6 +24,7 @@ from .memory import rates_of
 from .numbers.desk import RiskNumbers
 from .orders import OrderRequest, intent_of
 from .parts import ApprovalReport, CheckReport, RiskParts
+from .pending import HOW_TO_ANSWER, PendingBook, state_of
 from .portfolio import Portfolio
 from .rates import RecentOrders
 from .reservations import ReservationBook
@@ -45,7 +45,6 @@ class RiskService:
         self.portfolio = Portfolio(parts.account_id, self.reservations, parts.quote)
         self.pulse = ExecutionPulse()
         self.numbers = RiskNumbers(parts.closes, parts.data_of)
-        self.chronicle = Chronicle(parts.ledger)
         self.ready = False
         self.failed = ""
         self._rows: dict[str, Row] = {}
@@ -53,12 +52,14 @@ class RiskService:
         self._opened: Live | None = None
         now_ms = parts.clock.now_ms()
         limits = parts.limits
+        self.pending = PendingBook(parts.ids)
         self.assessor = Assessor(
             parts.signer,
             parts.ids,
             rates_of(parts, now_ms),
             RecentOrders(limits.duplicate_window_ms),
             parts.rules,
+            None if parts.operator is None else self.pending,  # nobody is asked where nobody can answer
         )
 
     # -- life -------------------------------------------------------------------------------------------------------
@@ -83,6 +84,7 @@ class RiskService:
         await live.heartbeats.beat()
         live.memory.prepare(self.portfolio, policy, parts.account_id, parts.mode)
         await live.exits.restore()
+        await live.people.load()
         await live.follower.rebuild()
         live.memory.refill(self.portfolio, map(approved_of, self._rows.values()), policy, now_ms)
         may_reactivate = parts.mode is Mode.PAPER and policy.limits.reactivate_after_unclean_stop
@@ -134,16 +136,16 @@ class RiskService:
         await live.memory.save(self.parts.ledger, self.parts.clock.now_ms())
         if live.commands is not None:
             await live.commands.poll()
+        await live.people.expire()
 
     async def witness(self) -> int:
         """Embed the newest signed heads of other rooms in our own chain; return how many were new."""
         live = self.live
         found = [head for head in (read() for read in self.parts.heads) if head is not None]
-        known = {name: head.size for name, head in live.witnessed.items()}
-        fresh = [head for head in found if head.size > known.get(head.service, 0)]
+        fresh = [head for head in found if head.size > live.witnessed.get(head.service, 0)]
         if fresh:
             await self.parts.ledger.commit(Unit(events=tuple(EventDraft(head) for head in fresh)))
-            live.witnessed.update({head.service: head for head in fresh})
+            live.witnessed.update({head.service: head.size for head in fresh})
         return len(fresh)
 
     def hear_execution(self, *, sent_ms: int, ledger_seq: int, unresolved: int, safe: bool) -> None:
@@ -190,28 +192,54 @@ class RiskService:
         )
 
     async def get_approval(self, approval_id: ApprovalId) -> ApprovalReport:
-        """Return an approval, its state and its fate.
+        """Return an approval, its state and its fate; or what became of an order that waited for the operator.
 
         Raises:
-            InvalidValue: no approval has that id.
+            InvalidValue: no approval and no waiting order has that id.
         """
-        row = await self._approval_row(approval_id)
+        rows = await self.parts.ledger.rows("approvals", {"approval_id": approval_id}, limit=1)
+        if not rows:
+            return await self._waiting(approval_id)
         fates = await self.parts.execution.rows("approval_fates", {"approval_id": approval_id})
-        fate = fates[0] if fates else None
+        fate, approved = fates[0] if fates else None, approved_of(rows[0])
         return ApprovalReport(
-            approved=approved_of(row),
-            state=str(row["state"]),
+            named=approval_id,
+            approved=approved,
+            state=str(rows[0]["state"]),
             fate=str(fate["fate"]) if fate else "",
             order_id=str(fate["order_id"] or "") if fate else "",
+            expires_ms=approved.approval.expires_ms,
         )
 
-    async def release_approval(self, approval_id: ApprovalId) -> ApprovalReport:
+    async def _waiting(self, pending_id: str) -> ApprovalReport:
+        try:
+            row = await self.live.people.row(pending_id)
+        except InvalidValue as error:
+            raise InvalidValue("no approval has that id", code="UNKNOWN_APPROVAL") from error
+        state = state_of(row, self.parts.clock.now_ms())
+        if state is PendingState.APPROVED:
+            given = await self.get_approval(ApprovalId(str(row["approval_id"])))
+            return replace(given, named=pending_id, state=state.value)
+        return ApprovalReport(
+            named=pending_id,
+            approved=None,
+            state=state.value,
+            expires_ms=int(str(row["expires_ms"])),
+            detail=str(row["detail"]) or HOW_TO_ANSWER,
+        )
+
+    async def release_approval(self, approval_id: ApprovalId, by: str = "local") -> ApprovalReport:
         """Ask execution to void an approval nobody will use; it counts until execution has written its fate.
+
+        An order that waits for the operator is withdrawn instead.
 
         Raises:
             InvalidValue: no approval has that id.
         """
         report = await self.get_approval(approval_id)
+        if report.state == PendingState.PENDING:
+            await self.live.people.withdraw(approval_id, by)
+            return await self.get_approval(approval_id)
         if report.state != OPEN or report.fate:
             return report
         row = self._rows.get(approval_id)
@@ -223,13 +251,9 @@ class RiskService:
             await self.parts.ledger.commit(Unit(writes=(Upsert("approvals", {**asked, "state": "released"}),)))
         return replace(report, state=RELEASE_ASKED)
 
-    async def trip(self, reason: str, by: str, scope: str = DESK) -> BreakerAnswer:
-        """Halt the desk, or one scope of it: nothing that adds risk is sent there from now on.
-
-        Raises:
-            InvalidValue: UNKNOWN_SCOPE.
-        """
-        return await self.live.breaker.trip(reason, by, scope=self.live.known_scopes.read(scope))
+    async def trip(self, reason: str, by: str) -> BreakerAnswer:
+        """Halt the desk: nothing that adds risk is sent from now on."""
+        return await self.live.breaker.trip(reason, by)
 
     def frame(self) -> Frame:
         """Return the desk as risk sees it now."""
@@ -244,16 +268,11 @@ class RiskService:
             reservations=self.reservations,
             pulse=self.pulse,
             assessor=self.assessor,
+            pending=self.pending,
             rows=self._rows,
             is_ready=lambda: self.ready,
             on_lease_lost=self._lease_lost,
         )
-
-    async def _approval_row(self, approval_id: ApprovalId) -> Row:
-        rows = await self.parts.ledger.rows("approvals", {"approval_id": approval_id}, limit=1)
-        if not rows:
-            raise InvalidValue("no approval has that id", code="UNKNOWN_APPROVAL")
-        return rows[0]
 
     def _check_account(self, order: OrderRequest) -> None:
         if order.account_id != self.parts.account_id:

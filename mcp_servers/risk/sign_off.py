@@ -15,25 +15,31 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from trading.domain.denials import RiskDenial, Rule, RuleResult
-from trading.domain.errors import AlreadyClaimed, InvalidValue, LeaseLost, LedgerError, TradingError, Unavailable
+from trading.domain.denials import RiskDenial
+from trading.domain.errors import AlreadyClaimed, InvalidValue, LeaseLost, LedgerError, Unavailable
 from trading.domain.identifiers import DecisionId, ProposalId, RequestId
+from trading.domain.pending import PendingHuman
 from trading.domain.proposals import OrderIntent
 from trading.ports.ledger import Ledger, Row, Unit
 
 from .assessment import Approved, Ask, Assessor, Outcome
+from .authority import Word
 from .context import Frame
+from .decided import decided_orders, used
 from .decisions import DecisionRefused, DecisionVerifier, VerifiedDecision, uncovered
 from .frames import FrameSource
 from .journal import VOID, approval_row, read_answer, request_claim, request_unit
-from .orders import ORDERS_MAX, OrderRequest, intent_of, request_digest, request_of
+from .orders import ORDERS_MAX, OrderRequest, intent_of, request_digest
 from .reservations import ReservationBook
 
 log = logging.getLogger("grekko.risk")
+
+#: In whose name the operator's answers are claimed; no caller can be called this.
+OPERATOR: Final = "operator/answer"
 
 _STEP: Final = 32  # orders judged before other tasks (the breaker) get a turn
 _ANSWERS_KEPT: Final = 20_000  # outcomes remembered for retries, over all requests
@@ -61,6 +67,11 @@ class Answer:
         """The refusals."""
         return [item for item in self.outcomes if isinstance(item, RiskDenial)]
 
+    @property
+    def pending(self) -> list[PendingHuman]:
+        """What waits for the operator; nothing is reserved for it."""
+        return [item for item in self.outcomes if isinstance(item, PendingHuman)]
+
 
 @dataclass(frozen=True, slots=True)
 class _Request:
@@ -78,7 +89,11 @@ class _Uncertain:
     """A commit whose outcome is unknown."""
 
     request: _Request
-    approved: tuple[Approved, ...]
+    outcomes: tuple[Outcome, ...]
+
+
+#: Writes that follow from the outcomes of a request, in the same commit.
+Also = Callable[[list[Outcome]], Unit]
 
 
 class SignOff:
@@ -164,17 +179,17 @@ class SignOff:
                 return
             else:
                 # The key is taken by the void answer, so the lost commit can never land any more.
-                self._take_back(uncertain.approved)
+                self._take_back(uncertain.outcomes)
             self._uncertain.remove(uncertain)
 
     def _settled(self, uncertain: _Uncertain, answer: str) -> None:
         """Keep what the stored answer names, take back the rest (a later attempt may have won the key)."""
-        landed = [item for item in uncertain.approved if f'"{item.approval.approval_id}"' in answer]
-        for item in landed:
+        landed = [item for item in uncertain.outcomes if f'"{_id_of(item)}"' in answer]
+        for item in _approved(landed):
             reservation = self._reservations.get(item.approval.approval_id)
             if reservation is not None:
                 reservation.uncertain = False
-        self._take_back([item for item in uncertain.approved if item not in landed])
+        self._take_back([item for item in uncertain.outcomes if item not in landed])
 
     async def close(self) -> None:
         """Wait for the requests under way."""
@@ -182,18 +197,43 @@ class SignOff:
         if tasks:
             await asyncio.wait(tasks)
 
+    async def on_word(self, item: PendingHuman, word: Word, digest: str, also: Also) -> Outcome:
+        """Judge again, on the operator's word, an order that waited for it: approved or denied, once for ever.
+
+        Args:
+            item: what waited; its decision, if it names one, is verified again.
+            digest: of the operator's answer; another answer to the same question is refused.
+            also: what is committed with the outcome.
+
+        Raises:
+            InvalidValue: REQUEST_ID_REUSED, it was answered otherwise; REQUEST_VOID, an answer was lost.
+            Unavailable: a ledger failed; ask again.
+        """
+        request = _Request(OPERATOR, RequestId(item.pending_id), digest)
+        ask, verified = await self._ask(item.request_id, item.decision_id, self._now_ms())
+        ask = replace(ask, word=word, principal=item.principal)
+        proposal_id = None
+        if verified is not None:
+            ask = replace(ask, problem=uncovered(verified.proposal, [item.order]))
+            used = await self._ledger.rows("decisions_used", {"proposal_id": verified.proposal.proposal_id})
+            siblings = bool(used) and used[0]["request_id"] == item.request_id  # of one proposal, in one request
+            proposal_id = None if siblings or not ask.decided else verified.proposal.proposal_id
+        outcome = self._assessor.assess(self._frames.take(), item.order, item.agent_id, ask)
+        return (await self._commit(request, [outcome], proposal_id, ask, also)).outcomes[0]
+
     async def _answer(
         self, request: _Request, orders: tuple[OrderRequest, ...], decision_id: DecisionId | None
     ) -> Answer:
         frame = self._frames.take()
         ask, verified = await self._ask(request.request_id, decision_id, frame.now_ms)
         if decision_id is not None:
-            orders = _decided_orders(orders, verified)
+            orders = decided_orders(orders, verified)
             frame = self._frames.take()
         intents = [intent_of(frame, order, decided=ask.decided) for order in orders]
         if verified is not None:
             problem = uncovered(verified.proposal, intents)
             ask = replace(ask, problem=problem)
+        ask = replace(ask, principal=request.principal)
         proposal_id = verified.proposal.proposal_id if verified is not None and ask.decided else None
         outcomes = await self._judge(frame, orders, intents, ask)
         return await self._commit(request, outcomes, proposal_id, ask)
@@ -224,17 +264,21 @@ class SignOff:
                     await asyncio.sleep(0)
                     frame = self._frames.take()
                 for order, intent in zip(orders[start : start + _STEP], intents[start : start + _STEP], strict=True):
-                    outcomes.append(self._assessor.assess(frame, intent, order.agent_id, ask))
+                    outcomes.append(self._assessor.assess(frame, intent, order.agent_id, ask, order.reason))
         except BaseException:
-            self._take_back(_approved(outcomes))
+            self._take_back(outcomes)
             raise
         return outcomes
 
     async def _commit(
-        self, request: _Request, outcomes: list[Outcome], proposal_id: ProposalId | None, ask: Ask
+        self,
+        request: _Request,
+        outcomes: list[Outcome],
+        proposal_id: ProposalId | None,
+        ask: Ask,
+        also: Also | None = None,
     ) -> Answer:
-        approved = _approved(outcomes)
-        rows = [approval_row(item, request.principal) for item in approved]
+        rows = [approval_row(item, ask.principal) for item in _approved(outcomes)]
         unit = request_unit(
             principal=request.principal,
             request_id=request.request_id,
@@ -244,19 +288,22 @@ class SignOff:
             now_ms=self._now_ms(),
             proposal_id=proposal_id,
         )
+        if also is not None:
+            more = also(outcomes)
+            unit = replace(unit, events=(*unit.events, *more.events), writes=(*unit.writes, *more.writes))
         for row in rows:  # before the commit: a release may follow it at once
             self._rows[str(row["approval_id"])] = row
         try:
             await self._ledger.commit(unit)
         except AlreadyClaimed as error:
-            self._take_back(approved)
-            return await self._claimed(request, error, outcomes, ask)
+            self._take_back(outcomes)
+            return await self._claimed(request, error, outcomes, ask, also)
         except LeaseLost:
-            self._take_back(approved)
+            self._take_back(outcomes)
             self._on_lease_lost()
             raise
         except LedgerError as error:
-            self._hold(request, approved)
+            self._hold(request, outcomes)
             raise Unavailable(
                 "the ledger did not confirm; nothing was handed out",
                 code="COMMIT_UNKNOWN",
@@ -264,12 +311,14 @@ class SignOff:
             ) from error
         return Answer(request.request_id, tuple(outcomes))
 
-    async def _claimed(self, request: _Request, error: AlreadyClaimed, outcomes: list[Outcome], ask: Ask) -> Answer:
+    async def _claimed(
+        self, request: _Request, error: AlreadyClaimed, outcomes: list[Outcome], ask: Ask, also: Also | None
+    ) -> Answer:
         """Somebody was first: give the stored answer, or refuse a decision that was used already."""
         if error.table != "requests":
             problem = "PROPOSAL_USED: the proposal has been approved once already"
-            refused: list[Outcome] = [_used(item, problem, self._now_ms()) for item in outcomes]
-            return await self._commit(request, refused, None, ask)
+            refused: list[Outcome] = [used(item, problem, self._now_ms()) for item in outcomes]
+            return await self._commit(request, refused, None, ask, also)
         self._same(request, str(error.existing["digest"]))
         stored = await read_answer(self._ledger, str(error.existing["answer"]))
         if stored is None:
@@ -280,16 +329,16 @@ class SignOff:
             )
         return Answer(request.request_id, stored, replayed=True)
 
-    def _hold(self, request: _Request, approved: list[Approved]) -> None:
-        for item in approved:
+    def _hold(self, request: _Request, outcomes: list[Outcome]) -> None:
+        for item in _approved(outcomes):
             reservation = self._reservations.get(item.approval.approval_id)
             if reservation is not None:
                 reservation.uncertain = True
-        self._uncertain.append(_Uncertain(request, tuple(approved)))
+        self._uncertain.append(_Uncertain(request, tuple(outcomes)))
 
-    def _take_back(self, approved: list[Approved] | tuple[Approved, ...]) -> None:
-        self._assessor.take_back(self._reservations, approved)
-        for item in approved:
+    def _take_back(self, outcomes: Sequence[Outcome]) -> None:
+        self._assessor.take_back(self._reservations, outcomes)
+        for item in _approved(outcomes):
             self._rows.pop(item.approval.approval_id, None)
 
     def _finished(self, request: _Request, task: asyncio.Task[Answer]) -> None:
@@ -316,47 +365,11 @@ class SignOff:
             )
 
 
-def _approved(outcomes: list[Outcome]) -> list[Approved]:
+def _approved(outcomes: Sequence[Outcome]) -> list[Approved]:
     return [item for item in outcomes if isinstance(item, Approved)]
 
 
-def _decided_orders(orders: tuple[OrderRequest, ...], verified: VerifiedDecision | None) -> tuple[OrderRequest, ...]:
-    """Return the child orders in the proposer's name; the proposal's own order when none were given."""
-    if verified is None:
-        if not orders:
-            raise TradingError("the decision does not hold and no order was given", code="DECISION_INVALID")
-        return orders
-    agent_id = verified.proposal.agent_id
-    if not orders:
-        return (request_of(verified.proposal.order, agent_id, verified.proposal.reason),)
-    return tuple([replace(order, agent_id=agent_id) for order in orders])
-
-
-def _used(item: Outcome, problem: str, now_ms: int) -> RiskDenial:
-    if isinstance(item, RiskDenial):
-        return item
-    order = item.approval.order
-    failure = RuleResult(
-        rule=Rule.DECISION_INVALID, passed=False, limit="a decision used once", observed=problem, message=problem
-    )
-    return RiskDenial(
-        request_id=item.approval.request_id,
-        agent_id=item.approval.agent_id,
-        decision_id=item.approval.decision_id,
-        order=OrderIntent(
-            account_id=order.account_id,
-            venue=order.venue,
-            symbol=order.symbol,
-            side=order.side,
-            order_type=order.order_type,
-            quantity=order.quantity,
-            limit_price=order.limit_price,
-            stop_price=order.stop_price,
-            time_in_force=order.time_in_force,
-            post_only=order.post_only,
-            reduce_only=order.reduce_only,
-        ),
-        failures=(failure,),
-        nearest_legal=None,
-        denied_ms=now_ms,
-    )
+def _id_of(item: Outcome) -> str:
+    if isinstance(item, Approved):
+        return item.approval.approval_id
+    return item.pending_id if isinstance(item, PendingHuman) else ""

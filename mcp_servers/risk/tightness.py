@@ -21,6 +21,7 @@ from trading.adapters.config import SectionModel
 from trading.domain.money import plain
 from trading.domain.proposals import OrderType
 
+from .authority import Needs, strictest
 from .limits import QuorumLimits, RiskLimits, SymbolLimits
 from .protection import ProtectionLimits
 from .scopes import ScopeLimits
@@ -37,6 +38,7 @@ class Direction(StrEnum):
     SUBSET = "subset"  # None allows everything
     EXIT_TYPES = "subset that still lets a position be closed"
     CONSENT = "subset that is not empty"  # empty leaves it to the roster
+    STRICTER = "stricter"  # who must agree
     TRUE = "true"
     FALSE = "false"
     RATIO = "larger fraction of numerator and denominator"
@@ -96,8 +98,10 @@ _DESK: Final = {
         *("gross_exposure_max", "net_exposure_max", "concentration_pct_max", "leverage_max", "daily_loss_max"),
         *("drawdown_pct_max", "loss_streak_max", "entries_max", "order_rate_per_s", "order_burst", "turnover_max"),
         *("open_approvals_max", "reserved_notional_max", "undecided_notional_max", "unresolved_orders_max"),
-        "portfolio_loss_pct",
+        *("portfolio_loss_pct", "unattended_notional_max", "pending_agent_max"),
     ),
+    "authority": Direction.STRICTER,
+    "overridable": Direction.SUBSET,
 }
 
 #: The direction of every field of the document, by the model it stands in.
@@ -112,6 +116,7 @@ DIRECTIONS: Final[Mapping[type[SectionModel], Mapping[str, Direction]]] = {
             *("market_max_age_ms", "instrument_max_age_ms", "portfolio_max_age_ms", "execution_max_age_ms"),
             *("desk_rate_per_s", "desk_burst", "symbol_rate_per_s", "venue_rate_per_s"),
             *("desk_turnover_max", "desk_open_orders_max", "venue_open_orders_max", "clock_skew_ms"),
+            *("ttl_ms_human", "pending_ttl_ms", "pending_max"),
         ),
         # A longer look back counts more against the same bound.
         **_named(
@@ -131,6 +136,7 @@ DIRECTIONS: Final[Mapping[type[SectionModel], Mapping[str, Direction]]] = {
             *("order_quantity_max", "position_quantity_max", "stop_band_bps", "symbol_open_orders_max"),
             *("symbol_turnover_max", "symbol_drift_max"),
         ),
+        "symbol_authority": Direction.STRICTER,
         "protection": Direction.PART,
     },
     ScopeLimits: {**_ORDER, **_DESK, **_named(Direction.SUBSET, "symbols", "venues"), "stop_bps": Direction.SMALLER},
@@ -208,6 +214,9 @@ def _judge(direction: Direction, old: object, new: object) -> Tightness | None:
         return _LISTS[direction](_items(old), _items(new))
     if direction in (Direction.TRUE, Direction.FALSE):
         return Tightness.TIGHTER if new is (direction is Direction.TRUE) else Tightness.LOOSER
+    if direction is Direction.STRICTER:
+        was = cast("Needs", old or Needs.NONE)
+        return Tightness.TIGHTER if strictest(was, cast("Needs", new or Needs.NONE)) is not was else Tightness.LOOSER
     if direction is Direction.SMALLER:
         tighter = old is None or (new is not None and cast("Decimal", new) < cast("Decimal", old))
         return Tightness.TIGHTER if tighter else Tightness.LOOSER

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from math import isfinite
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
@@ -12,17 +11,14 @@ from trading.domain.money import check_decimal
 
 
 def _exact(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("must be a number")
-    if isinstance(value, float):
-        raise ValueError(f'must be exact, which a float is not; write it as text: "{value}"')
+    if isinstance(value, (float, bool)):
+        raise ValueError('write a decimal as text, for example "0.5"')
     return value
 
 
 def _whole(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int):
-        example = round(value) if isinstance(value, float) and isfinite(value) else 20
-        raise ValueError(f"must be a whole number without quotes, for example {example}")
+        raise ValueError("write a whole number without quotes, for example 20")
     return value
 
 

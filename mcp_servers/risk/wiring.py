@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 
 from trading.domain.approvals import TradingState
 from trading.domain.errors import Unavailable
-from trading.domain.events import HeadWitnessed
 from trading.domain.instruments import InstrumentId
-from trading.domain.trading_states import DESK
+from trading.domain.pending import PendingState
 from trading.ports.ledger import Row
 
 from .assessment import Assessor
-from .breaker import Breaker, BreakerAnswer
-from .breaker_scopes import KnownScopes, restricted
+from .breaker import SCOPE, Breaker, BreakerAnswer
 from .decisions import DecisionVerifier
 from .follow import ExecutionFollower
 from .frames import FrameSource
@@ -22,8 +20,10 @@ from .heartbeat import ExecutionPulse, Heartbeats
 from .limits import Policy, RiskLimits
 from .markets import Markets
 from .memory import Memory
-from .operator_commands import OperatorCommand, OperatorCommands
+from .operator_commands import OperatorAnswer, OperatorCommand, OperatorCommands
 from .parts import RiskParts
+from .pending import PendingBook
+from .people import People
 from .portfolio import Portfolio
 from .reservations import ReservationBook
 from .sign_off import SignOff
@@ -35,6 +35,7 @@ class Room:
     """What exists before the room has started.
 
     Attributes:
+        pending: orders that wait for the operator.
         rows: approvals that may still trade, by id; shared, and kept by those who hold it.
         is_ready: whether the reservations are rebuilt.
         on_lease_lost: called when another process became the writer of the ledger.
@@ -45,6 +46,7 @@ class Room:
     reservations: ReservationBook
     pulse: ExecutionPulse
     assessor: Assessor
+    pending: PendingBook
     rows: dict[str, Row]
     is_ready: Callable[[], bool]
     on_lease_lost: Callable[[], None]
@@ -60,11 +62,11 @@ class Live:
     follower: ExecutionFollower
     heartbeats: Heartbeats
     commands: OperatorCommands | None
-    known_scopes: KnownScopes
     memory: Memory
     exits: StandingExits
+    people: People
     clean: bool
-    witnessed: dict[str, HeadWitnessed] = field(default_factory=dict[str, HeadWitnessed])
+    witnessed: dict[str, int] = field(default_factory=dict[str, int])
 
 
 def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> Live:
@@ -80,8 +82,7 @@ def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> 
     async def announce() -> None:
         await heartbeats.beat()
 
-    known = KnownScopes(parts, room.portfolio, room.assessor.agents)
-    breaker = Breaker(parts.ledger, parts.clock, announce, restored=states)
+    breaker = Breaker(parts.ledger, parts.clock, announce, restored=states.get(SCOPE))
     follower = ExecutionFollower(
         ledger=parts.ledger,
         execution=parts.execution,
@@ -96,7 +97,7 @@ def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> 
         parts.signer,
         parts.clock,
         parts.heartbeats,
-        lambda: (breaker.epoch, breaker.state, frames.policy.min_version, breaker.scopes),
+        lambda: (breaker.epoch, breaker.state, frames.policy.min_version),
     )
     sign_off = SignOff(
         ledger=parts.ledger,
@@ -107,16 +108,17 @@ def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> 
         rows=room.rows,
         on_lease_lost=room.on_lease_lost,
     )
+    people = People(parts.ledger, frames, sign_off, room.pending)
     return Live(
         breaker=breaker,
         frames=frames,
         sign_off=sign_off,
         follower=follower,
         heartbeats=heartbeats,
-        commands=_commands(room, breaker, memory, known),
-        known_scopes=known,
+        commands=_commands(room, breaker, memory, people),
         memory=memory,
         exits=StandingExits(parts.ledger, parts.signer, parts.ids),
+        people=people,
         clean=clean,
     )
 
@@ -154,22 +156,27 @@ def verifier_of(parts: RiskParts, limits: RiskLimits) -> DecisionVerifier | None
     )
 
 
-def _commands(room: Room, breaker: Breaker, memory: Memory, known: KnownScopes) -> OperatorCommands | None:
+def _commands(room: Room, breaker: Breaker, memory: Memory, people: People) -> OperatorCommands | None:
     parts = room.parts
     if parts.operator_directory is None:
         return None
 
     async def act(command: OperatorCommand) -> BreakerAnswer:
-        by, scope = f"operator:{command.by}", known.read(command.scope)
-        if command.state.cancels_increases:
-            answer = await breaker.trip(command.reason, by, command.state, scope=scope)
+        by = f"operator:{command.by}"
+        if command.state in (TradingState.HALTED, TradingState.FROZEN):
+            answer = await breaker.trip(command.reason, by, command.state)
             if answer.changed or command.state is answer.state:
                 return answer
         elif not room.is_ready():
             raise Unavailable("reservations are still being rebuilt", code="RISK_NOT_READY")
-        if command.state is TradingState.ACTIVE and scope == DESK:
+        if command.state is TradingState.ACTIVE:
             memory.rearm(room.portfolio.activity, parts.clock.now_ms())
-        return await breaker.reset(command.reason, by, command.state, scope=scope)
+        return await breaker.reset(command.reason, by, command.state)
+
+    async def hear(answer: OperatorAnswer) -> tuple[PendingState, str]:
+        if not room.is_ready():
+            raise Unavailable("reservations are still being rebuilt", code="RISK_NOT_READY")
+        return await people.hear(answer)
 
     return OperatorCommands(
         parts.operator_directory,
@@ -178,5 +185,5 @@ def _commands(room: Room, breaker: Breaker, memory: Memory, known: KnownScopes) 
         desk=parts.desk,
         account_id=parts.account_id,
         act=act,
-        restricted=lambda: restricted(breaker),
+        hear=hear,
     )

@@ -60,7 +60,10 @@ def exposure_net_max(c: OrderContext) -> RuleResult:
     others, price = other_exposure(c), unit_value(c)
     if others is None or price is None:
         return c.missing(Rule.EXPOSURE_NET_MAX, NO_PRICE, limit)
-    net = abs(add(others.long if c.intent.side is Side.BUY else others.short, multiply(c.after, price)))
+    if c.intent.side is Side.BUY:
+        net = abs(add(others.long, multiply(add(c.held, add(c.exposure.buy_open, c.quantity)), price)))
+    else:
+        net = abs(add(others.short, multiply(subtract(c.held, add(c.exposure.sell_open, c.quantity)), price)))
     return c.judge(Rule.EXPOSURE_NET_MAX, net <= limit, limit, net, "worst-case longs less shorts, quote", (limit, net))
 
 
@@ -170,21 +173,24 @@ def worst_gross(c: OrderContext) -> Decimal | None:
 
 def worst_position(c: OrderContext) -> Decimal:
     """Return the size of the position (base, >= 0) if everything open on the order's side fills, this order too."""
-    return abs(c.after)
+    if c.intent.side is Side.BUY:
+        return abs(add(c.held, add(c.exposure.buy_open, c.quantity)))
+    return abs(subtract(c.held, add(c.exposure.sell_open, c.quantity)))
 
 
 def instrument_worst(c: OrderContext) -> Decimal:
     """Return the larger of both worst cases of the order's instrument, this order included, in base."""
-    is_buy = c.intent.side is Side.BUY
-    other = subtract(c.held, c.exposure.sell_open) if is_buy else add(c.held, c.exposure.buy_open)
-    return max(abs(c.after), abs(other))
+    buy = c.quantity if c.intent.side is Side.BUY else ZERO
+    return worst_case(c.held, c.exposure, buy=buy, sell=ZERO if buy else c.quantity)
 
 
-def worst_case(held: Decimal, exposure: Exposure) -> Decimal:
+def worst_case(held: Decimal, exposure: Exposure, *, buy: Decimal = ZERO, sell: Decimal = ZERO) -> Decimal:
     """Return max(|held + all buys|, |held - all sells|) in base."""
-    if not (exposure.buy_open or exposure.sell_open):
+    if not (buy or sell or exposure.buy_open or exposure.sell_open):
         return abs(held)
-    return max(abs(add(held, exposure.buy_open)), abs(subtract(held, exposure.sell_open)))
+    long = add(held, add(exposure.buy_open, buy))
+    short = subtract(held, add(exposure.sell_open, sell))
+    return max(abs(long), abs(short))
 
 
 def other_exposure(c: OrderContext) -> Others | None:

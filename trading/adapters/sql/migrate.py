@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 #: The newest revision of each room; a test compares them with the revision files.
 HEADS: Final = {
     "coordinator": "coordinator_0001",
-    "risk": "risk_0002",
-    "execution": "execution_0002",
+    "risk": "risk_0003",
+    "execution": "execution_0001",
     "wallet": "wallet_0001",
     "market": "market_0001",
 }

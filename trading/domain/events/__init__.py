@@ -45,6 +45,8 @@ from trading.domain.events.risk import (
     BreakerReset,
     BreakerTripped,
     ExitSigned,
+    HumanAnswered,
+    HumanAsked,
     LimitsLoaded,
     ReservationReleased,
     RiskApproved,
@@ -68,6 +70,8 @@ __all__ = [
     "EventMetadata",
     "ExitSigned",
     "HeadWitnessed",
+    "HumanAnswered",
+    "HumanAsked",
     "LimitsLoaded",
     "OrderAccepted",
     "OrderCancelRefused",
@@ -119,6 +123,8 @@ DomainEvent = (
     | RiskApproved
     | RiskDenied
     | ExitSigned
+    | HumanAsked
+    | HumanAnswered
     | ReservationReleased
     | LimitsLoaded
     | BreakerTripped

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from trading.domain.approvals import Approval, Epoch, TradingState
-from trading.domain.denials import RiskDenial
+from trading.domain.denials import RiskDenial, RuleResult
 from trading.domain.identifiers import ApprovalId
+from trading.domain.pending import PendingHuman, PendingState
 from trading.domain.standing_exits import StandingExit
 
 
@@ -38,6 +39,35 @@ class RiskDenied:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HumanAsked:
+    """Risk asked the operator about an order that nobody else may allow."""
+
+    TYPE: ClassVar[str] = "risk.human_asked"
+    pending: PendingHuman
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HumanAnswered:
+    """The question is closed: by the operator, by risk's rules at that moment, by time, or by who asked.
+
+    Attributes:
+        by: ``operator:NAME``, or who else closed it.
+        approval_id: set only when approved; execution submits that approval at once.
+        overridden: rules that failed and that the operator overrode by name, with limit and observed value.
+        failures: rules that failed in spite of the operator's word.
+    """
+
+    TYPE: ClassVar[str] = "risk.human_answered"
+    pending_id: str
+    state: PendingState
+    by: str
+    reason: str
+    approval_id: ApprovalId | None = None
+    overridden: tuple[RuleResult, ...] = ()
+    failures: tuple[RuleResult, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReservationReleased:
     """An approval no longer counts against the limits; ``evidence`` is its fate or its order's final state."""
 
@@ -48,27 +78,18 @@ class ReservationReleased:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsLoaded:
-    """A policy came into force.
-
-    Attributes:
-        by: ``start``, ``file`` for a change that only tightens, or ``operator:NAME``; empty before that was kept.
-        reason: the operator's words, or where the document was read.
-        envelope: the operator's signed command, JSON text; empty when none was needed.
-    """
+    """A policy came into force."""
 
     TYPE: ClassVar[str] = "limits.loaded"
     version: int
     digest: str
     min_policy_version: int
     document: str
-    by: str = ""
-    reason: str = ""
-    envelope: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerTripped:
-    """Trading was restricted in a scope: ``desk``, ``account:ID``, ``agent:NAME`` or ``symbol:BASE/QUOTE``."""
+    """Trading was restricted. ``scope`` is ``desk`` in this release."""
 
     TYPE: ClassVar[str] = "breaker.tripped"
     scope: str
