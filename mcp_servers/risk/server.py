@@ -212,7 +212,7 @@ def _register_requests(server: DeskServer[RiskService]) -> None:
         reason: ReasonText = "",
         cursor: NameText | None = None,
     ) -> Reply[schemas.Approvals]:
-        """Ask risk to sign one order, up to 256, or a decision's; each is approved, denied or put to the operator.
+        """Ask risk to sign one order, up to 256, or a decision's; the operator may be asked too.
 
         request_id names the intent: repeat it on a retry and you get the same answer, never a second order.
         An approval reserves its worst case until it is used, lapses or is released. What is in pending_human reserves
