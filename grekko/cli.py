@@ -139,20 +139,25 @@ def status() -> None:
     _exit(_run(show_status(_settings(), console)))
 
 
+_Scope = Annotated[str, typer.Option(help="desk, agent:NAME, symbol:BASE/QUOTE or account:ID")]
+
+
 @app.command()
-def halt(reason: Annotated[str, typer.Option(help="kept in the audit log")]) -> None:
+def halt(
+    reason: Annotated[str, typer.Option(help="kept in the audit log")] = "halted by hand", scope: _Scope = "desk"
+) -> None:
     """Stop new risk at once: trips the breaker. Exits and cancels stay possible."""
     from grekko.control import halt_desk
 
-    console.print(_run(halt_desk(_settings(), reason)))
+    console.print(_run(halt_desk(_settings(), reason, scope)))
 
 
 @app.command()
-def resume(reason: Annotated[str, typer.Option(help="kept in the audit log")]) -> None:
-    """Allow trading again after a halt; signed with the operator's key."""
+def resume(reason: Annotated[str, typer.Option(help="kept in the audit log")], scope: _Scope = "desk") -> None:
+    """Allow trading again after a halt; signed with the operator's key. Each scope is resumed by its own name."""
     from grekko.control import resume_desk
 
-    console.print(_run(resume_desk(_settings(), reason)))
+    console.print(_run(resume_desk(_settings(), reason, scope)))
 
 
 @app.command()

@@ -10,6 +10,7 @@ import getpass
 import os
 from pathlib import Path
 
+from grekko.processes import running
 from mcp_servers.risk.operator_commands import COMMAND_PAYLOAD_TYPE, CommandResult, OperatorCommand
 from trading.adapters import codec
 from trading.adapters.clock import SystemClock, Uuid7Factory
@@ -17,29 +18,41 @@ from trading.adapters.config import DeskSettings
 from trading.adapters.signing import seal
 from trading.adapters.signing_keys import load_signer
 from trading.domain.approvals import TradingState
-from trading.domain.errors import TradingError, Unavailable
+from trading.domain.errors import InvalidValue, TradingError, Unavailable
+from trading.domain.trading_states import DESK, parse_scope
 
 _ANSWER_TIMEOUT_S = 10.0
 _POLL_S = 0.02
 
 
-async def halt_desk(settings: DeskSettings, reason: str) -> str:
+async def halt_desk(settings: DeskSettings, reason: str, scope: str = DESK) -> str:
     """Stop new risk and return what risk answered; exits and cancels stay possible."""
-    return await _command(settings, TradingState.HALTED, reason)
+    return await _command(settings, TradingState.HALTED, reason, scope)
 
 
-async def resume_desk(settings: DeskSettings, reason: str) -> str:
-    """Allow trading again and return what risk answered."""
-    return await _command(settings, TradingState.ACTIVE, reason)
+async def resume_desk(settings: DeskSettings, reason: str, scope: str = DESK) -> str:
+    """Allow trading again and return what risk answered.
+
+    Raises:
+        InvalidValue: (REASON_REQUIRED) nobody resumes without saying why.
+    """
+    return await _command(settings, TradingState.ACTIVE, reason, scope)
 
 
-async def _command(settings: DeskSettings, state: TradingState, reason: str) -> str:
+async def _command(settings: DeskSettings, state: TradingState, reason: str, scope: str) -> str:
     """Sign a command, leave it for risk and wait for the answer.
 
     Raises:
-        Unavailable: (RISK_SILENT) risk did not answer; whether it acted is shown by `grekko status`.
+        Unavailable: (DESK_NOT_RUNNING) there is nobody to tell; (RISK_SILENT) risk did not answer, whether it acted
+            is shown by `grekko status`.
+        InvalidValue: the scope or the reason is none.
         TradingError: risk refused; the code is risk's.
     """
+    reason = " ".join(reason.split())
+    if not reason:
+        raise InvalidValue(
+            "say why: the reason is kept in the audit log", code="REASON_REQUIRED", suggestion='--reason "..."'
+        )
     command = OperatorCommand(
         command_id=Uuid7Factory().new_id(),
         desk=settings.desk,
@@ -48,17 +61,33 @@ async def _command(settings: DeskSettings, state: TradingState, reason: str) -> 
         reason=reason,
         by=getpass.getuser(),
         issued_ms=SystemClock().now_ms(),
+        scope=parse_scope(scope),
     )
     home = settings.desk_home.ensure()
     signer = load_signer(home.keys("operator") / "operator.key", "operator")
+    if running(home, "risk") is None:
+        raise Unavailable(
+            f"risk is not running, so nothing was {'halted' if state.is_restricted else 'resumed'}; without risk"
+            " execution sends nothing that adds risk, and a desk starts in the state that it stopped in",
+            code="DESK_NOT_RUNNING",
+            suggestion="start the desk with `grekko run`, then repeat the command",
+        )
     text = seal(codec.canonical(command), COMMAND_PAYLOAD_TYPE, signer).to_json()
     directory = home.run / "operator"
     await asyncio.to_thread(_leave, directory, f"{state}-{command.command_id}.json", text)
     result = await _answer(directory / f"{command.command_id}.result.json")
     if not result.ok:
-        raise TradingError(result.message, code=result.code)
+        raise TradingError(result.message, code=result.code, suggestion=result.suggestion)
+    return _said(result)
+
+
+def _said(result: CommandResult) -> str:
+    what = "trading" if result.scope == DESK else result.scope
+    already = " already" if result.code == "NO_CHANGE" else ""
     durable = "" if result.durable else "; it is in force but could not be written to the ledger yet"
-    return f"trading is {result.state}, epoch {result.generation}.{result.counter}{durable}"
+    others = [f"{each.scope} {each.state}" for each in result.restricted if each.scope != result.scope]
+    left = f"; still restricted: {', '.join(others)}" if others else ""
+    return f"{what} is {result.state}{already}, epoch {result.generation}.{result.counter}{durable}{left}"
 
 
 def _leave(directory: Path, name: str, text: str) -> None:

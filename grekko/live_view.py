@@ -79,6 +79,8 @@ def _header(picture: DeskPicture, moment: Moment) -> Panel:
     text.append("breaker ", style="dim")
     text.append(str(picture.state), style=_STATE_STYLE.get(picture.state, "bold red"))
     text.append(f"  epoch {picture.epoch.generation}.{picture.epoch.counter}  ({picture.state_reason})\n", style="dim")
+    for scope, (state, reason) in sorted(picture.scopes.items()):
+        text.append(f"{scope} {state}  ({reason})\n", style=_STATE_STYLE.get(state, "bold red"))
     for name, up in moment.rooms.items():
         text.append(f"{'●' if up else '○'} {name}  ", style="green" if up else "bold red")
     return Panel(text, title=moment.title, title_align="left")

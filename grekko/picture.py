@@ -30,6 +30,7 @@ from trading.domain.identifiers import AccountId, Currency, OrderId
 from trading.domain.instruments import InstrumentId
 from trading.domain.money import ZERO, add
 from trading.domain.positions import Position
+from trading.domain.trading_states import DESK
 
 _RECENT = 12  # lines of each kind that the live view can show
 _PAGE = 1000
@@ -66,6 +67,7 @@ class DeskPicture:
     Attributes:
         opening: the positions as they were at ``since_ms``.
         fees: paid since ``since_ms``.
+        state: the desk's.  scopes: state and reason of everything else that is restricted.
     """
 
     def __init__(self, account_id: AccountId, *, since_ms: int = 0) -> None:
@@ -75,6 +77,7 @@ class DeskPicture:
         self.state = TradingState.HALTED
         self.epoch = Epoch(0, 0)
         self.state_reason = "risk has not started"
+        self.scopes: dict[str, tuple[TradingState, str]] = {}
         self.fees: dict[Currency, Decimal] = {}
         self.recent: dict[str, deque[EventEnvelope]] = {
             kind: deque(maxlen=_RECENT) for kind in ("coordinator", "risk", "execution")
@@ -114,7 +117,13 @@ class DeskPicture:
     def _follow_breaker(self, event: EventEnvelope) -> None:
         match event.payload:
             case BreakerTripped() | BreakerReset() as change:
-                self.state, self.epoch, self.state_reason = change.state, change.epoch, change.reason
+                self.epoch = max(self.epoch, change.epoch)
+                if change.scope == DESK:
+                    self.state, self.state_reason = change.state, change.reason
+                elif change.state is TradingState.ACTIVE:
+                    self.scopes.pop(change.scope, None)
+                else:
+                    self.scopes[change.scope] = (change.state, change.reason)
             case _:
                 pass
 

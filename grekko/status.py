@@ -35,6 +35,8 @@ async def show_status(settings: DeskSettings, console: Console) -> bool:
     console.print(
         f"breaker {picture.state}, epoch {picture.epoch.generation}.{picture.epoch.counter}: {picture.state_reason}"
     )
+    for scope, (state, reason) in sorted(picture.scopes.items()):
+        console.print(f"  {scope} {state}: {reason}", markup=False)
     unknown = [o for o in picture.account.open_orders.values() if o.status is OrderStatus.UNKNOWN]
     console.print(f"{len(picture.account.open_orders)} open orders, {len(unknown)} with unknown outcome")
     return up and picture.state is TradingState.ACTIVE

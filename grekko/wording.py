@@ -39,6 +39,7 @@ from trading.domain.events import (
     VoteRefused,
 )
 from trading.domain.proposals import OrderIntent, TradeProposal
+from trading.domain.trading_states import DESK
 
 SHORT = 8  # characters of an id that are shown
 
@@ -86,9 +87,12 @@ def _risk(event: DomainEvent) -> str:
         case LimitsLoaded():
             return f"limits version {event.version} in force ({event.digest[:SHORT]})"
         case BreakerTripped():
-            return f"BREAKER {event.state} by {event.by}: {event.reason}"
+            return (
+                f"BREAKER {'' if event.scope == DESK else f'{event.scope} '}{event.state} by {event.by}: {event.reason}"
+            )
         case BreakerReset():
-            return f"trading {event.state} by {event.by}: {event.reason}"
+            what = "trading" if event.scope == DESK else event.scope
+            return f"{what} {event.state} by {event.by}: {event.reason}"
         case _:
             return ""
 

@@ -246,6 +246,11 @@ def untrusted(text: str, *, max_chars: int = MAX_UNTRUSTED) -> str:
     return f"<untrusted>{cut}</untrusted>"
 
 
+def one_line(text: str, *, max_chars: int = 200) -> str:
+    """Return an argument of a prompt as one line of printable text; a person may have pasted anything."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())[:max_chars]
+
+
 _UNIT_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _LOOKBACK_PATTERN: Final = r"^[1-9][0-9]{0,5}(s|m|h|d|w)$"
 _LOOKBACK: Final = re.compile(r"([1-9][0-9]{0,5})([smhdw])")

@@ -209,8 +209,7 @@ class Desk:
     async def follow_risk(self) -> None:
         """Let the service read what risk has written since."""
         for event in await self.risk.events_after(self.service.risk_seq):
-            self.service.fates.follow(event)
-            self.service.risk_seq = event.seq
+            self.service.follow_risk(event)
 
     async def submit(self, approval_id: str) -> Outcome:
         """Submit one approval."""

@@ -63,8 +63,7 @@ async def follow_approvals(service: ExecutionService, follower: AsyncIterator[Se
     """Learn of every approval that risk writes, so that it lapses here even if nobody ever brings it."""
     async for events in follower:
         for event in events:
-            service.fates.follow(event)
-            service.risk_seq = event.seq
+            service.follow_risk(event)
         await asyncio.sleep(0)
 
 

@@ -10,7 +10,7 @@ Rules kept here:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mcp_servers.execution.lifecycle import Lifecycle
@@ -135,24 +135,38 @@ class Cancels:
             return order
         return self._lifecycle.record(OrderCancelRefused(order_id=order.order_id, reason=reason), about=order) or order
 
-    async def cancel_all(self, *, by: str, symbol: Symbol | None = None, increases_only: bool = False) -> CancelAll:
+    async def cancel_all(
+        self,
+        *,
+        by: str,
+        symbol: Symbol | None = None,
+        increases_only: bool = False,
+        only: Callable[[Order], bool] | None = None,
+    ) -> CancelAll:
         """Cancel everything that may be cancelled and return what is confirmed and what is not.
 
         Args:
             by: who asked.
             symbol: only this one.
             increases_only: leave every order that reduces a position, as a halt does.
+            only: leave all others, as the halt of a scope does.
         """
+
+        def is_kept(order: Order) -> bool:
+            return self._is_kept(order, increases_only) or (only is not None and not only(order))
+
         first = {order.order_id for order in self._open(symbol)}
         problems: dict[OrderId, str] = {}
         for _ in range(_ROUNDS):
-            targets = [order for order in self._open(symbol) if not self._is_kept(order, increases_only)]
+            targets = [order for order in self._open(symbol) if not is_kept(order)]
             if not targets:
                 break
             problems = await self._round(targets, by)
         kept, remaining = list[Remaining](), list[Remaining]()
         for order in self._open(symbol):
-            if self._is_kept(order, increases_only):
+            if only is not None and not only(order):
+                continue
+            if is_kept(order):
                 kept.append(Remaining(order, "reduces an open position; cancelling it needs an approval"))
             else:
                 remaining.append(Remaining(order, problems.get(order.order_id, "opened meanwhile")))

@@ -2,7 +2,8 @@
 
 Rules kept here:
 
-- Only heartbeats that verify and name this account count; anything else changes nothing.
+- Only heartbeats that verify and name this account count. What risk's ledger says of a trip counts too, also while the
+  bus is down, but it can only tighten; nothing else changes anything.
 - A new epoch takes effect in memory at once, before it is written down: no send begins after it was learned.
 - The highest epoch is persisted; a lower one is ignored for ever, also after a restart.
 - A heartbeat is fresh by its age on arrival and by the monotonic clock afterwards. After a start nothing is fresh.
@@ -10,6 +11,7 @@ Rules kept here:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
@@ -20,7 +22,8 @@ from trading.adapters.signing import open_envelope
 from trading.domain.approvals import HEARTBEAT_PAYLOAD_TYPE, Epoch, Heartbeat, TradingState
 from trading.domain.errors import InvalidValue, SignatureRefused
 from trading.domain.identifiers import AccountId
-from trading.ports.ledger import Ledger, LedgerReader, Unit, Upsert
+from trading.domain.trading_states import DESK, SCOPES_MAX, ScopeState, is_scope
+from trading.ports.ledger import Ledger, LedgerReader, Row, Unit, Upsert
 from trading.ports.signing import Verifier
 
 #: Before risk was ever heard: an epoch below every real one, and the strictest state.
@@ -124,6 +127,9 @@ class EpochTracker:
         if age_ms < -self._rules.max_clock_skew_ms:
             return Ignored.FROM_FUTURE
         newer = beat.epoch > before.epoch
+        state = beat.state
+        if len(beat.scopes) > SCOPES_MAX:  # more than can be told apart
+            state = strictest_of(state, beat.scopes)
         # A late heartbeat still tells of an epoch that cannot be taken back; it does not prove that risk is alive.
         late = age_ms > self._rules.heartbeat_age_max_ms
         if late and not newer:
@@ -131,12 +137,30 @@ class EpochTracker:
         self._counter = beat.counter
         self._pulse = RiskPulse(
             epoch=beat.epoch,
-            state=beat.state,
+            state=state,
+            scopes=beat.scopes[:SCOPES_MAX],
             min_policy_version=max(beat.min_policy_version, before.min_policy_version),
             heard_ns=None if late else moment.monotonic_ns - max(0, age_ms) * NS_PER_MS,
         )
-        changed = (self._pulse.state, self._pulse.min_policy_version) != (before.state, before.min_policy_version)
-        return Learned(before, newer, newer or changed)
+        return Learned(before, newer, newer or replace(self._pulse, heard_ns=None) != replace(before, heard_ns=None))
+
+    def tighten(self, scope: str, state: TradingState, epoch: Epoch) -> Learned | None:
+        """Take a trip that risk's ledger tells of; None when it says nothing new.
+
+        The ledger is not signed event by event, so this can stop orders and never allow one: loosening, and the proof
+        that risk is alive, come with heartbeats alone.
+        """
+        before = self._pulse
+        if epoch <= before.epoch or not state.is_restricted:
+            return None
+        if epoch.generation > before.epoch.generation:
+            self._counter = -1  # heartbeats of a new generation count from the beginning
+        if scope == DESK:
+            held = state if state.is_stricter_than(before.state) else before.state
+            self._pulse = replace(before, epoch=epoch, state=held)
+        else:
+            self._pulse = replace(_with(before, ScopeState(scope, state)), epoch=epoch)
+        return Learned(before, newer_epoch=True, changed=True)
 
     async def persist(self, ledger: Ledger, *, now_ms: int) -> None:
         """Write the highest epoch down, so that a restart cannot be told of a lower one.
@@ -152,6 +176,7 @@ class EpochTracker:
             "state": pulse.state.value,
             "min_policy_version": pulse.min_policy_version,
             "updated_ms": now_ms,
+            "scopes": ",".join([f"{each.scope}={each.state.value}" for each in pulse.scopes]),
         }
         await ledger.commit(Unit(writes=(Upsert("epochs", row),)))
 
@@ -167,4 +192,39 @@ async def remembered_pulse(ledger: LedgerReader, account_id: AccountId) -> RiskP
         state=TradingState(cast("str", row["state"])),
         min_policy_version=cast("int", row["min_policy_version"]),
         heard_ns=None,
+        scopes=_read_scopes(cast("str", row["scopes"])),
     )
+
+
+def trips_in(rows: Iterable[Row]) -> list[tuple[str, TradingState, Epoch]]:
+    """Return what rows of risk's ``desk_state`` restrict, in the order of their epochs; unreadable ones halt."""
+    found: list[tuple[str, TradingState, Epoch]] = []
+    for row in rows:
+        scope, text = str(row["scope"]), str(row["state"])
+        if is_scope(scope):
+            state = TradingState(text) if text in list(TradingState) else TradingState.HALTED
+            found.append((scope, state, Epoch(cast("int", row["generation"]), cast("int", row["counter"]))))
+    return sorted(found, key=lambda trip: trip[2])
+
+
+def strictest_of(desk: TradingState, scopes: Iterable[ScopeState]) -> TradingState:
+    """Return the strictest state of all."""
+    for each in scopes:
+        desk = each.state if each.state.is_stricter_than(desk) else desk
+    return desk
+
+
+def _with(pulse: RiskPulse, added: ScopeState) -> RiskPulse:
+    """Return the pulse with a further restricted scope."""
+    known = {each.scope: each for each in pulse.scopes}
+    before = known.get(added.scope)
+    if before is None or added.state.is_stricter_than(before.state):
+        known[added.scope] = added
+    if len(known) > SCOPES_MAX:
+        return replace(pulse, state=strictest_of(pulse.state, known.values()))
+    return replace(pulse, scopes=tuple([known[scope] for scope in sorted(known)]))
+
+
+def _read_scopes(text: str) -> tuple[ScopeState, ...]:
+    pairs = [part.rpartition("=") for part in text.split(",") if part]
+    return tuple([ScopeState(scope, TradingState(state)) for scope, _, state in pairs])

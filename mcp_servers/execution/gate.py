@@ -20,14 +20,15 @@ from typing import Final, NoReturn, Protocol
 
 from trading.adapters import codec
 from trading.adapters.signing import Envelope, pae
-from trading.domain.approvals import APPROVAL_PAYLOAD_TYPE, Approval, Effect, Epoch, Fate, TradingState
+from trading.domain.approvals import APPROVAL_PAYLOAD_TYPE, Approval, ApprovedOrder, Effect, Epoch, Fate, TradingState
 from trading.domain.errors import GateRefused, InvalidValue, SignatureRefused
-from trading.domain.identifiers import AccountId, ApprovalId, KeyId, Venue, client_order_id_for
+from trading.domain.identifiers import AccountId, AgentId, ApprovalId, KeyId, Venue, client_order_id_for
 from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import OrderBook, Side
 from trading.domain.money import multiply
 from trading.domain.proposals import Mode, OrderType
 from trading.domain.standing_exits import EXIT_LIFE_MAX_MS
+from trading.domain.trading_states import DESK, ScopeState, strictest
 from trading.ports.signing import Verifier
 
 NS_PER_MS: Final = 1_000_000
@@ -90,6 +91,7 @@ class RiskPulse:
     """What execution has learned of risk, from verified heartbeats only.
 
     Attributes:
+        state: the desk's; ``scopes`` may restrict some orders more.
         heard_ns: monotonic time of the last fresh heartbeat, less its age on arrival; None before the first of
             this process, whatever the ledger remembers.
     """
@@ -98,6 +100,18 @@ class RiskPulse:
     state: TradingState
     min_policy_version: int
     heard_ns: int | None
+    scopes: tuple[ScopeState, ...] = ()
+
+    @property
+    def halts_anything(self) -> bool:
+        """Whether working orders must be taken back anywhere."""
+        return self.state.cancels_increases or any(each.state.cancels_increases for each in self.scopes)
+
+    def state_for(self, order: ApprovedOrder, agent_id: AgentId) -> ScopeState:
+        """Return the strictest state that holds for an order, and the scope it comes from."""
+        if not self.scopes:
+            return ScopeState(DESK, self.state)
+        return strictest(self.state, self.scopes, account_id=order.account_id, agent_id=agent_id, symbol=order.symbol)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,8 +293,10 @@ def check_state(approval: Approval, pulse: RiskPulse, rules: GateRules, moment: 
         )
     if approval.policy_version < pulse.min_policy_version:
         refuse(GateCode.POLICY_VERSION, f"limits of version {approval.policy_version} are no longer in force")
-    if not pulse.state.permits(approval.effect):
-        refuse(GateCode.STATE, f"trading is {pulse.state}: an order that would {approval.effect} risk is not sent")
+    held = pulse.state_for(approval.order, approval.agent_id)
+    if not held.state.permits(approval.effect):
+        what = "trading" if held.scope == DESK else held.scope
+        refuse(GateCode.STATE, f"{what} is {held.state}: an order that would {approval.effect} risk is not sent")
 
 
 def _check_order(approval: Approval, facts: GateFacts) -> None:

@@ -14,6 +14,7 @@ from trading.domain.errors import InvalidValue, StaleData, UnknownInstrument
 from trading.domain.identifiers import Currency, OrderId, Symbol
 from trading.domain.instruments import InstrumentId
 from trading.domain.orders import TERMINAL, Order, OrderStatus
+from trading.domain.trading_states import AGENT
 
 if TYPE_CHECKING:
     from mcp_servers.execution.service import ExecutionService
@@ -124,6 +125,9 @@ class Inquiries:
             reasons.append(f"HEARTBEAT_STALE risk was last heard {age_ms} ms ago")
         if self._service.pulse.state is not TradingState.ACTIVE:
             reasons.append(f"TRADING_STATE trading is {self._service.pulse.state}")
+        # An agent's own halt is no reason against the others; a symbol's is one, as its stale price is.
+        others = [each for each in self._service.pulse.scopes if not each.scope.startswith(f"{AGENT}:")]
+        reasons += [f"TRADING_STATE {each.scope} is {each.state}" for each in others]
         if doubtful := len(self._service.reconciler.in_doubt()):
             reasons.append(f"UNRESOLVED {doubtful} orders may or may not be at the venue")
         last = self._service.reconciler.last

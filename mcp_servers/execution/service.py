@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import cast
 
 from mcp_servers.execution.cancels import CancelAll, Cancels
-from mcp_servers.execution.epochs import EpochTracker, Ignored, Learned, remembered_pulse
+from mcp_servers.execution.epochs import EpochTracker, Ignored, Learned, remembered_pulse, trips_in
 from mcp_servers.execution.fates import Fates
 from mcp_servers.execution.gate import GateRules, Moment, RiskPulse
 from mcp_servers.execution.inquiries import Inquiries
@@ -26,9 +26,9 @@ from mcp_servers.execution.rows import order_of, position_of
 from mcp_servers.execution.sending import Sending
 from mcp_servers.execution.submission import Submissions
 from mcp_servers.execution.walks import Outcome
-from trading.domain.approvals import Effect, Fate, TradingState
+from trading.domain.approvals import Effect, Fate
 from trading.domain.errors import LedgerError
-from trading.domain.events import ServiceStarted, ServiceStopped
+from trading.domain.events import BreakerTripped, EventEnvelope, ServiceStarted, ServiceStopped
 from trading.domain.identifiers import ApprovalId, Currency, Symbol
 from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import OrderBook, Side
@@ -43,7 +43,6 @@ from trading.ports.venue import ExecutionVenue, VenueReport
 log = logging.getLogger(__name__)
 
 RELEASE = "0.1.0"
-_HALTED = (TradingState.HALTED, TradingState.FROZEN)
 _OPEN_STATUSES = [status.value for status in OrderStatus if status not in TERMINAL]
 
 
@@ -200,8 +199,15 @@ class ExecutionService:
                 self.lifecycle.fund(currency, amount)
         await self.lifecycle.flush()
         self.risk_seq = await self.fates.load()
+        await self._heed_risks_rows()
         await self.fates.lapse_due()
         return await self.reconciler.run(record=True)
+
+    async def _heed_risks_rows(self) -> None:
+        """Take the trips that risk wrote while we were away; what it loosened comes with its heartbeats."""
+        for trip in trips_in(await self.parts.approvals.rows("desk_state")):
+            if (outcome := self.epochs.tighten(*trip)) is not None:
+                self._heed(outcome)
 
     async def _replay(self) -> bool:
         """Rebuild memory from the rows that were committed with the events; return whether the last stop was clean."""
@@ -234,11 +240,23 @@ class ExecutionService:
         """Take one heartbeat from the bus; it binds every send from here on. ``news`` is set if there is more to do."""
         outcome = self.epochs.observe(text, self.moment())
         if isinstance(outcome, Learned):
-            if outcome.changed:
-                self._to_persist = True
-            if self._to_persist or self.has_halted_work() or self.fates.has_before(self.pulse.epoch):
-                self.news.set()
+            self._heed(outcome)
         return outcome
+
+    def follow_risk(self, event: EventEnvelope) -> None:
+        """Take one event of risk's ledger: approvals to end some day, and trips, which bind without any heartbeat."""
+        self.fates.follow(event)
+        if isinstance(trip := event.payload, BreakerTripped):
+            outcome = self.epochs.tighten(trip.scope, trip.state, trip.epoch)
+            if outcome is not None:
+                self._heed(outcome)
+        self.risk_seq = event.seq
+
+    def _heed(self, learned: Learned) -> None:
+        if learned.changed:
+            self._to_persist = True
+        if self._to_persist or self.has_halted_work() or self.fates.has_before(self.pulse.epoch):
+            self.news.set()
 
     async def act_on_news(self) -> None:
         """Carry out what was learned: write the epoch down, void what died with it, cancel what a halt forbids."""
@@ -263,16 +281,20 @@ class ExecutionService:
         self.lifecycle.apply_report(report)
 
     async def sweep(self) -> CancelAll | None:
-        """Cancel working orders that add risk while trading is halted; return what remains, None if it is not."""
-        if self.pulse.state not in _HALTED:
+        """Cancel working orders that add risk where trading is halted; return what remains, None if it is nowhere."""
+        if not self.pulse.halts_anything:
             return None
-        return await self.cancels.cancel_all(by="halt", increases_only=True)
+        return await self.cancels.cancel_all(by="halt", increases_only=True, only=self._is_halted)
 
     def has_halted_work(self) -> bool:
-        """Return whether trading is halted and an order that adds risk may still be working."""
-        if self.pulse.state not in _HALTED:
+        """Return whether an order that adds risk may still be working where trading is halted."""
+        if not self.pulse.halts_anything:
             return False
-        return any(order.effect is Effect.INCREASE for order in self.lifecycle.book.open_orders.values())
+        orders = self.lifecycle.book.open_orders.values()
+        return any(order.effect is Effect.INCREASE and self._is_halted(order) for order in orders)
+
+    def _is_halted(self, order: Order) -> bool:
+        return self.pulse.state_for(order.terms, order.agent_id).state.cancels_increases
 
     # --- what the tools ask --------------------------------------------------------------------------------------
 

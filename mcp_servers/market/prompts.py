@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from mcp.server.mcpserver.prompts.base import UserMessage
 from pydantic import Field
 
+from mcp_servers.envelope import one_line
 from mcp_servers.hosting import DeskServer
 
 Symbols = Annotated[
@@ -25,7 +26,7 @@ def register(server: DeskServer[Any]) -> None:
         """A short brief on what these markets do now, how far they moved, and whether the data can be trusted."""
         return [
             UserMessage(
-                f"Write a market brief on: {_listed(symbols)}.\n"
+                f"Write a market brief on: {one_line(symbols)}.\n"
                 "1. Call market_get_status. If it says that prices are not safe to trade on, begin with that and why.\n"
                 "2. For each symbol call market_get_tickers, market_compare_venues when there is more than one venue, "
                 'and market_get_candles (timeframe "1h", lookback "3d"; shorter where there is less).\n'
@@ -44,7 +45,7 @@ def register(server: DeskServer[Any]) -> None:
         """What an order of a given size would cost now: impact, fees, break-even, and the better venue."""
         return [
             UserMessage(
-                f"How much would it cost to {_listed(side)} {_listed(amount)} of {_listed(symbol)} now?\n"
+                f"How much would it cost to {one_line(side)} {one_line(amount)} of {one_line(symbol)} now?\n"
                 "Call market_get_instrument for the rules, market_estimate_fill on the desk's venue and, when there "
                 'are several venues, with venue "all", and market_get_order_book if depth runs out.\n'
                 "Answer in a table: venue, average price, impact in bps, fee, what stays unfilled, break-even move. "
@@ -52,8 +53,3 @@ def register(server: DeskServer[Any]) -> None:
                 "is reserved, and only the risk server decides what may be traded."
             )
         ]
-
-
-def _listed(text: str) -> str:
-    """Return an argument as one line of printable text; a person may have pasted anything."""
-    return " ".join("".join(character if character.isprintable() else " " for character in text).split())[:200]

@@ -158,6 +158,10 @@ class Assessor:
         """Return how many orders the agent may ask for right now."""
         return self._rates.tokens(agent_id, now_ms)
 
+    def agents(self) -> list[AgentId]:
+        """Return the agents that asked lately."""
+        return self._rates.agents()
+
     def take_back(self, reservations: ReservationBook, outcomes: Sequence[Outcome]) -> None:
         """Undo what was counted for outcomes that are certainly not in the ledger."""
         for item in outcomes:
@@ -213,7 +217,7 @@ class Assessor:
         )
 
     def _approve(self, c: OrderContext, ask: Ask) -> Approval:
-        if c.band_low is None or c.band_high is None or c.unit_cost is None:
+        if c.band_low is None or c.band_high is None or c.cost is None:
             raise AssertionError("a passed order has a price")
         frame, limits = c.frame, c.limits
         approval_id = ApprovalId(self._ids.new_id())
@@ -232,7 +236,7 @@ class Assessor:
             effect=c.effect,
             band_low=c.band_low,
             band_high=c.band_high,
-            max_notional=_most(c, c.unit_cost, c.band_high),
+            max_notional=_most(c, c.cost, c.band_high),
             policy_version=frame.policy.version,
             policy_digest=frame.policy.digest,
             epoch=frame.epoch,
@@ -296,10 +300,10 @@ def _exit(c: OrderContext) -> ExitTerms:
     return exit_terms(c.intent.side, mid, floor_bps, instrument.price_tick, plan, expires_ms)
 
 
-def _most(c: OrderContext, unit_cost: Decimal, band_high: Decimal) -> Decimal:
+def _most(c: OrderContext, cost: Decimal, band_high: Decimal) -> Decimal:
     """Return the most quote that may be spent or received: a sell may trade above its limit, up to the band."""
     if c.intent.side is Side.BUY or c.worst is None:
-        return multiply(c.quantity, unit_cost)
+        return cost
     return multiply(c.quantity, max(c.worst, band_high))
 
 

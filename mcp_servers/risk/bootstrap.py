@@ -120,6 +120,7 @@ async def open_risk(
                 operator=_operator(home),
                 operator_directory=home.run / "operator",
                 heads=[partial(newest_head, home, room) for room in _OTHERS],
+                own_head=partial(newest_head, home, "risk"),
                 closes=ArchiveCloses(candles),
                 wakeups=RedisSubscriber(redis, desk.desk).subscribe((Category.TRADING,)),
             )

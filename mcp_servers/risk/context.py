@@ -13,11 +13,12 @@ from typing import Final, NamedTuple, cast
 
 from trading.domain.approvals import Effect, Epoch, TradingState
 from trading.domain.denials import Rule, RuleResult
-from trading.domain.identifiers import AgentId, Currency
+from trading.domain.identifiers import AgentId, Currency, Symbol
 from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import OrderBook
 from trading.domain.money import MAX_SCALE, plain, quantize_nearest, subtract
 from trading.domain.proposals import Mode, OrderIntent
+from trading.domain.trading_states import DESK, ScopeState, strictest
 
 from .activity import Activity
 from .limits import Policy, RiskLimits, SymbolLimits
@@ -64,6 +65,7 @@ class Frame:
     """The desk at one moment, as risk itself read it; nothing in here comes from a request.
 
     Attributes:
+        state: the desk's; ``scopes`` may restrict some orders more.
         marks: quote per unit of each other currency, fresh mids only.
         execution_age_ms: since execution's last heartbeat; None when there never was one.
         daily_result: quote earned by trading since 00:00 UTC, negative is a loss; None when it cannot be known.
@@ -88,12 +90,20 @@ class Frame:
     equity: Decimal | None
     drawdown_pct: Decimal | None = None
     unresolved: int | None = None
+    scopes: tuple[ScopeState, ...] = ()
     others: dict[InstrumentId, tuple[tuple[int, int], Others | None]] = field(
         default_factory=dict[InstrumentId, tuple[tuple[int, int], Others | None]], compare=False, repr=False
     )
     standing: dict[tuple[object, ...], bool] = field(
         init=False, default_factory=dict[tuple[object, ...], bool], compare=False, repr=False
     )  # never taken over by a changed copy of the frame
+
+    def state_for(self, agent_id: AgentId, symbol: Symbol) -> ScopeState:
+        """Return the strictest state that holds for such an order, and the scope it comes from."""
+        if not self.scopes:
+            return ScopeState(DESK, self.state)
+        account_id = self.portfolio.account_id
+        return strictest(self.state, self.scopes, account_id=account_id, agent_id=agent_id, symbol=symbol)
 
     @property
     def limits(self) -> RiskLimits:
@@ -123,7 +133,8 @@ class OrderContext:
     Attributes:
         limit_price: what would be signed: for a market order the edge of the band.
         worst: quote per base that the order may trade at, at worst for us; None without a market.
-        notional: quantity at ``worst``.  unit_cost: quote per base with fees.
+        notional: quantity at ``worst``.  unit_cost: quote per base with fees.  cost: quantity at ``unit_cost``.
+        after: signed position, base, if everything open on the order's side fills and this order too.
         held: base held of the instrument.  closable: base that an order on this side could still reduce.
         reduces: whether the order can only bring the position nearer to zero.
         own_value: worst-case quote of the instrument with this order, once a rule has asked for it.
@@ -137,10 +148,12 @@ class OrderContext:
     """
 
     __slots__ = (
+        "after",
         "agent_id",
         "band_high",
         "band_low",
         "closable",
+        "cost",
         "decided",
         "decision_problem",
         "duplicate_ms",
@@ -188,6 +201,8 @@ class OrderContext:
     worst: Decimal | None
     notional: Decimal | None
     unit_cost: Decimal | None
+    cost: Decimal | None
+    after: Decimal
     own_value: Decimal | None
     fee_rate: Decimal
     band_low: Decimal | None

@@ -70,6 +70,7 @@ class FrameSource:
             mode=self._mode,
             policy=self.policy,
             state=self._breaker.state,
+            scopes=self._breaker.scopes,
             epoch=self._breaker.epoch,
             markets=markets,
             marks=marks,

@@ -19,6 +19,7 @@ from trading.adapters.signing import seal
 from trading.domain.approvals import HEARTBEAT_PAYLOAD_TYPE, Epoch, Heartbeat, TradingState
 from trading.domain.errors import TradingError
 from trading.domain.identifiers import AccountId
+from trading.domain.trading_states import ScopeState
 from trading.ports.clock import Clock
 from trading.ports.signing import Signer
 
@@ -44,7 +45,7 @@ class Heartbeats:
     """Signs and sends heartbeats.
 
     Args:
-        now_in_force: gives (epoch, state, min policy version) at the moment of signing.
+        now_in_force: gives (epoch, desk's state, min policy version, restricted scopes) at the moment of signing.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Heartbeats:
         signer: Signer,
         clock: Clock,
         sink: HeartbeatSink,
-        now_in_force: Callable[[], tuple[Epoch, TradingState, int]],
+        now_in_force: Callable[[], tuple[Epoch, TradingState, int, tuple[ScopeState, ...]]],
     ) -> None:
         self._account_id = account_id
         self._signer = signer
@@ -66,7 +67,7 @@ class Heartbeats:
 
     def sign(self) -> str:
         """Return the next heartbeat's envelope, JSON text."""
-        epoch, state, min_policy_version = self._now_in_force()
+        epoch, state, min_policy_version, scopes = self._now_in_force()
         self._counter += 1
         beat = Heartbeat(
             account_id=self._account_id,
@@ -75,6 +76,7 @@ class Heartbeats:
             counter=self._counter,
             sent_ms=self._clock.now_ms(),
             min_policy_version=min_policy_version,
+            scopes=scopes,
         )
         return seal(codec.canonical(beat), HEARTBEAT_PAYLOAD_TYPE, self._signer).to_json()
 

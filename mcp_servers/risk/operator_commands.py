@@ -3,13 +3,14 @@
 ``grekko halt`` and ``grekko resume`` write ``run/operator/<command>-<uuid>.json`` (0600, by rename); risk answers in
 ``run/operator/<uuid>.result.json``. The command file is a DSSE envelope of type ``COMMAND_PAYLOAD_TYPE`` by the
 operator's key, over the RFC 8785 form of :class:`OperatorCommand`. ``grekko approvals approve`` and ``refuse`` go the
-same way, with ``ANSWER_PAYLOAD_TYPE`` over an :class:`OperatorAnswer`.
+same way, with ``ANSWER_PAYLOAD_TYPE`` over an :class:`OperatorAnswer`. Other kinds of command have a payload type each
+(:class:`CommandKind`) and pass the same checks.
 
 Rules kept here:
 
 - Verified before parsed; the file's name decides nothing.
 - For this desk and account only, at most 60 seconds old, used once: the id is kept in memory
-  for as long as it could still be fresh, and a resume from before this run is refused.
+  for as long as it could still be fresh, and what loosens is refused when it is from before this run.
 - A command that was read is removed, whatever came of it.
 """
 
@@ -18,20 +19,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from trading.adapters import codec
 from trading.adapters.config import check_private
-from trading.adapters.signing import Envelope, open_envelope
+from trading.adapters.signing import ENVELOPE_MAX, Envelope, open_envelope
 from trading.domain.approvals import TradingState
 from trading.domain.denials import Rule
 from trading.domain.errors import ConfigurationError, InvalidValue, SignatureRefused, TradingError
 from trading.domain.identifiers import AccountId
 from trading.domain.pending import PendingState
+from trading.domain.trading_states import DESK, ScopeState
 from trading.ports.clock import Clock
 from trading.ports.signing import Verifier
 
@@ -42,53 +44,64 @@ log = logging.getLogger("grekko.risk")
 COMMAND_PAYLOAD_TYPE: Final = "application/vnd.grekko.operator-command+json;v=1"
 ANSWER_PAYLOAD_TYPE: Final = "application/vnd.grekko.operator-answer+json;v=1"
 FRESH_MS: Final = 60_000
-_FILE_MAX: Final = 16 * 1024  # bytes
+_FILE_MAX: Final = ENVELOPE_MAX  # bytes
 _PENDING_MAX: Final = 32  # command files looked at in one pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OperatorCommand:
-    """What the operator wants.
+class Command:
+    """What every command says.
 
     Attributes:
         command_id: a fresh UUID; used once.
-        state: the trading state wanted: active resumes, the others restrict.
+        reason: kept in the audit log; whoever loosens must give one.
+        by: who signs, as the operator's machine knows them.
         issued_ms: the operator's clock; at most a minute ago.
     """
 
     command_id: str
     desk: str
     account_id: AccountId
-    state: TradingState
     reason: str
     by: str
     issued_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OperatorAnswer:
+class OperatorCommand(Command):
+    """What the operator wants of the breaker.
+
+    Attributes:
+        state: the trading state wanted: active resumes, the others restrict.
+        scope: desk, account:ID, agent:NAME or symbol:BASE/QUOTE.
+    """
+
+    state: TradingState
+    scope: str = DESK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorAnswer(Command):
     """The operator's word on one waiting order.
 
     Attributes:
-        command_id: a fresh UUID; used once.
         approve: whether the order may be judged again and signed; otherwise it is refused for good.
         overrides: rules that may fail this once; each must be named in the limits.
     """
 
-    command_id: str
-    desk: str
-    account_id: AccountId
     pending_id: str
     approve: bool
     overrides: tuple[Rule, ...]
-    reason: str
-    by: str
-    issued_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandResult:
-    """What came of it, as the answer file tells it."""
+    """What came of it, as the answer file tells it.
+
+    Attributes:
+        state: what the scope is in now.
+        restricted: every scope that is restricted now.
+    """
 
     command_id: str
     ok: bool
@@ -98,13 +111,32 @@ class CommandResult:
     generation: int
     counter: int
     durable: bool
+    scope: str = DESK
+    restricted: tuple[ScopeState, ...] = ()
+    suggestion: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandKind:
+    """Commands beside the breaker's.
+
+    Attributes:
+        payload_type: of the envelope; the signature covers it.
+        form: the dataclass that the payload is decoded to.
+        act: applies one that passed every check, given with its envelope, and returns what to tell the operator;
+            raises ``TradingError`` to refuse it.
+    """
+
+    payload_type: str
+    form: type[Command]
+    act: Callable[[Any, str], Awaitable[str]]
 
 
 Act = Callable[[OperatorCommand], Awaitable[BreakerAnswer]]
 #: Applies an answer and returns what became of the waiting order, and why.
 Hear = Callable[[OperatorAnswer], Awaitable[tuple[PendingState, str]]]
 
-_KINDS: Final[Mapping[str, type[OperatorCommand] | type[OperatorAnswer]]] = {
+_FORMS: Final[Mapping[str, type[Command]]] = {
     COMMAND_PAYLOAD_TYPE: OperatorCommand,
     ANSWER_PAYLOAD_TYPE: OperatorAnswer,
 }
@@ -117,6 +149,8 @@ class OperatorCommands:
         directory: ``run/operator``; made 0700.
         verifier: pins the operator's public key; None when there is none, then nothing is accepted.
         act: applies a command that passed every check.
+        restricted: gives everything that is restricted at that moment.
+        kinds: other commands that are understood.
         hear: applies an answer to a waiting order that passed every check.
     """
 
@@ -129,7 +163,9 @@ class OperatorCommands:
         desk: str,
         account_id: AccountId,
         act: Act,
+        restricted: Callable[[], tuple[ScopeState, ...]] = tuple,
         hear: Hear,
+        kinds: Sequence[CommandKind] = (),
     ) -> None:
         self._directory = directory
         self._verifier = verifier
@@ -137,6 +173,8 @@ class OperatorCommands:
         self._desk = desk
         self._account_id = account_id
         self._act = act
+        self._kinds = {kind.payload_type: kind for kind in kinds}
+        self._restricted = restricted
         self._hear = hear
         self._used: dict[str, int] = {}
         self._started_ms = clock.now_ms()
@@ -157,12 +195,18 @@ class OperatorCommands:
     async def _take(self, path: Path) -> None:
         try:
             text = await asyncio.to_thread(_read_once, path)
-            command = self._verified(text)
+            command, kind = self._verified(text)
         except (ConfigurationError, SignatureRefused, InvalidValue) as error:
             log.warning("operator command %s refused: %s", path.name[:80], error.code)
             return  # nobody is answered who did not prove to be the operator
-        result = await self._apply(command)
-        what = command.state.value if isinstance(command, OperatorCommand) else f"answer to {command.pending_id[:64]}"
+        result = await self._apply(command, kind, text)
+        match command:
+            case OperatorCommand():
+                what = command.state.value
+            case OperatorAnswer():
+                what = f"answer to {command.pending_id[:64]}"
+            case _:
+                what = type(command).__name__
         log.warning("operator command %s by %r: %s", what, command.by[:64], result.code or "done")
         answer = self._directory / f"{command.command_id}.result.json"
         try:
@@ -170,28 +214,32 @@ class OperatorCommands:
         except OSError as error:  # a full disk must not end the room: what was asked for is done
             log.error("the operator's answer is not written (%s)", type(error).__name__)
 
-    def _verified(self, text: str) -> OperatorCommand | OperatorAnswer:
+    def _verified(self, text: str) -> tuple[Command, CommandKind | None]:
         if self._verifier is None:
             raise ConfigurationError("no operator key is pinned", code="NO_OPERATOR_KEY")
-        kind = Envelope.from_json(text).payload_type
-        if kind not in _KINDS:
+        # Which type it claims only chooses what it is verified as: the signature covers the type.
+        claimed = Envelope.from_json(text).payload_type
+        kind = self._kinds.get(claimed)
+        form = _FORMS.get(claimed) if kind is None else kind.form
+        if form is None:
             raise InvalidValue("no such command", code="INVALID_COMMAND")
-        command = codec.decode(_KINDS[kind], open_envelope(text, self._verifier, kind))
+        command: Command = codec.decode(form, open_envelope(text, self._verifier, claimed))
         if not _is_id(command.command_id):
             raise InvalidValue("command_id is not a UUID", code="INVALID_COMMAND")
-        return command
+        return command, kind
 
-    async def _apply(self, command: OperatorCommand | OperatorAnswer) -> CommandResult:
+    async def _apply(self, command: Command, kind: CommandKind | None, text: str) -> CommandResult:
         try:
             self._check(command)
+            if kind is not None:
+                return _result(command, message=await kind.act(command, text))
             if isinstance(command, OperatorAnswer):
-                state, message = await self._hear(command)
-                good = state is (PendingState.APPROVED if command.approve else PendingState.REFUSED)
-                code = "" if good else f"PENDING_{state.name}"
-                return _result(command, ok=good, code=code, message=message, state=state.value)
+                return await self._answered(command)
+            if not isinstance(command, OperatorCommand):
+                raise AssertionError("what has no kind of its own was decoded as one")
             answer = await self._act(command)
         except TradingError as error:
-            return _result(command, ok=False, code=error.code, message=str(error))
+            return _result(command, error, message=str(error))
         return CommandResult(
             command_id=command.command_id,
             ok=True,
@@ -201,18 +249,29 @@ class OperatorCommands:
             generation=answer.epoch.generation,
             counter=answer.epoch.counter,
             durable=answer.durable,
+            scope=answer.scope,
+            restricted=self._restricted(),
         )
 
-    def _check(self, command: OperatorCommand | OperatorAnswer) -> None:
+    async def _answered(self, command: OperatorAnswer) -> CommandResult:
+        state, message = await self._hear(command)
+        good = state is (PendingState.APPROVED if command.approve else PendingState.REFUSED)
+        code = "" if good else f"PENDING_{state.name}"
+        # It is told only after its commit.
+        return replace(_result(command, message=message), ok=good, code=code, state=state.value, durable=True)
+
+    def _check(self, command: Command) -> None:
         now_ms = self._clock.now_ms()
         if command.desk != self._desk or command.account_id != self._account_id:
             raise InvalidValue("the command is for another desk", code="WRONG_DESK")
         if not -FRESH_MS < now_ms - command.issued_ms < FRESH_MS:
             raise InvalidValue("the command is not from the last minute", code="COMMAND_STALE")
         # A command from before this start could have been used by the run before; that memory is gone.
-        loosens = isinstance(command, OperatorAnswer) or command.state is TradingState.ACTIVE
-        if loosens and command.issued_ms < self._started_ms:
+        state = command.state if isinstance(command, OperatorCommand) else TradingState.ACTIVE
+        if state is TradingState.ACTIVE and command.issued_ms < self._started_ms:
             raise InvalidValue("the command is older than this run of risk", code="COMMAND_STALE")
+        if state in (TradingState.ACTIVE, TradingState.REDUCING) and not command.reason.strip():
+            raise InvalidValue("whoever loosens says why", code="REASON_REQUIRED")
         if command.command_id in self._used:
             raise InvalidValue("the command was used already", code="COMMAND_USED")
         self._used = {key: at for key, at in self._used.items() if now_ms - at < 2 * FRESH_MS}
@@ -244,16 +303,15 @@ def _is_id(text: str) -> bool:
     return len(text) == 36 and all(c in "0123456789abcdef-" for c in text)
 
 
-def _result(
-    command: OperatorCommand | OperatorAnswer, *, ok: bool, code: str, message: str, state: str = ""
-) -> CommandResult:
+def _result(command: Command, error: TradingError | None = None, *, message: str) -> CommandResult:
     return CommandResult(
         command_id=command.command_id,
-        ok=ok,
-        code=code,
+        ok=error is None,
+        code="" if error is None else error.code,
         message=message,
-        state=state,
+        suggestion="" if error is None else error.suggestion,
+        state="",
         generation=0,
         counter=0,
-        durable=bool(state),  # an answer to a waiting order is told only after its commit
+        durable=error is None,
     )

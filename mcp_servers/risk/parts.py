@@ -40,7 +40,7 @@ class RiskParts:
         data_of: whose market data prices an instrument.
         keys: pinned public keys of voters and leader; None accepts no decision.
         operator: pins the operator's key; operator_directory: where command files are looked for.
-        heads: newest signed audit heads of other rooms, to be witnessed.
+        heads: newest signed audit heads of other rooms, to be witnessed; own_head: risk's own, to be shown.
         closes: archived candles for the risk numbers; None leaves them the bundled history.
     """
 
@@ -65,6 +65,7 @@ class RiskParts:
     operator: Verifier | None = None
     operator_directory: Path | None = None
     heads: Sequence[Callable[[], HeadWitnessed | None]] = ()
+    own_head: Callable[[], HeadWitnessed | None] | None = None
     wakeups: AsyncIterator[object] | None = None
     rules: Sequence[RuleFunction] = RULES
     closes: ClosesSource | None = None

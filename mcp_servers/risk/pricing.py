@@ -68,11 +68,16 @@ def build_context(
     c.closable = frame.portfolio.closable(instrument_id, intent.side)
     c.reduces = ZERO < c.quantity <= c.closable
     c.effect = Effect.REDUCE if c.reduces else Effect.INCREASE
-    c.exposure = reservations.exposure(instrument_id)
+    c.exposure = exposure = reservations.exposure(instrument_id)
+    if intent.side is Side.BUY:
+        c.after = add(c.held, add(exposure.buy_open, c.quantity))
+    else:
+        c.after = subtract(c.held, add(exposure.sell_open, c.quantity))
     c.use = reservations.agent(agent_id)
     c.rate_ok, c.duplicate_ms = rate_ok, duplicate_ms
     c.decided, c.decision_problem, c.human = decided, decision_problem, word is not None
-    c.band_low = c.band_high = c.limit_price = c.worst = c.notional = c.unit_cost = c.walked = c.own_value = None
+    c.band_low = c.band_high = c.limit_price = c.worst = c.notional = c.unit_cost = c.cost = None
+    c.walked = c.own_value = None
     c.fee_rate = ZERO
     if instrument is not None:
         _price(c, instrument, None if word is None else word.price_limit)
@@ -96,6 +101,7 @@ def _price(c: OrderContext, instrument: Instrument, shown: Decimal | None) -> No
     if c.worst is not None:
         c.notional = multiply(c.quantity, c.worst)
         c.unit_cost = multiply(c.worst, add(ONE, c.fee_rate))
+        c.cost = multiply(c.quantity, c.unit_cost)
 
 
 @lru_cache(maxsize=1024)

@@ -77,6 +77,10 @@ class OrderRates:
         """Return how many orders the agent may send now."""
         return min([bucket.tokens(now_ms) for bucket in self._of(agent_id, now_ms, instrument_id)])
 
+    def agents(self) -> list[AgentId]:
+        """Return the agents that asked lately."""
+        return [AgentId(key[1]) for key in self._buckets if key[0] == "agent"]
+
     def _of(self, agent_id: AgentId, now_ms: int, instrument_id: InstrumentId | None) -> list[TokenBucket]:
         buckets = self._together.get((agent_id, instrument_id))
         if buckets is not None:

@@ -30,6 +30,7 @@ Figure = Annotated[
 ]
 SymbolText = Annotated[str, Field(max_length=41)]
 NameText = Annotated[str, Field(max_length=64)]
+ScopeText = Annotated[str, Field(max_length=80)]
 ReasonText = Annotated[str, Field(max_length=280)]
 IdText = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -207,6 +208,7 @@ class Exposures(Row):
 class Trip(Row):
     """What a trip did; every unused approval of an older epoch is worthless now."""
 
+    scope: str
     state: str
     generation: int
     counter: int

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, Final
 
 from pydantic import Field
 
+from mcp_servers.desk_resources import ResourceBus, serve_completions, serve_subscriptions
 from mcp_servers.envelope import DEFAULT_ROWS, Meta, PositiveDecimalText, Reply, ok, timestamp
 from mcp_servers.hosting import (
     Context,
@@ -18,14 +20,14 @@ from mcp_servers.hosting import (
     tool,
     tool_kind,
 )
-from mcp_servers.risk import rows, schemas
+from mcp_servers.risk import prompts, resources, rows, schemas, views
 from mcp_servers.risk.bootstrap import open_risk
 from mcp_servers.risk.numbers.desk import Basis, History
 from mcp_servers.risk.numbers.rows import risk_row
 from mcp_servers.risk.numbers.schemas import Risk
 from mcp_servers.risk.orders import ORDERS_MAX, OrderRequest
 from mcp_servers.risk.pages import answer_page, exposure_page
-from mcp_servers.risk.schemas import IdText, NameText, OrderItem, ReasonText, SymbolText, Tif, Unit
+from mcp_servers.risk.schemas import IdText, NameText, OrderItem, ReasonText, ScopeText, SymbolText, Tif, Unit
 from mcp_servers.risk.service import RiskService
 from mcp_servers.risk.settings import RiskSettings, check_allowed, load_risk_settings
 from mcp_servers.risk.status import status_row
@@ -65,18 +67,35 @@ def build(risk: RiskSettings | None = None) -> DeskServer[RiskService]:
     """
     desk, chosen = load_settings(), risk or load_risk_settings()
     check_allowed(desk, chosen)
+    bus = ResourceBus()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncGenerator[RiskService]:
+        async with open_risk(desk, chosen) as service, resources.cueing(service, bus):
+            yield service
+
     server: DeskServer[RiskService] = build_server(
         "grekko-risk",
         title="Risk",
         instructions=_INSTRUCTIONS,
-        lifespan=lambda: open_risk(desk, chosen),
+        lifespan=lifespan,
         mode=desk.mode,
         authorization=load_authorization(),
         requests_per_s=2_000,
         burst=4_000,
+        subscriptions=bus,
     )
     register(server)
+    register_face(server, bus)
     return server
+
+
+def register_face(server: DeskServer[RiskService], bus: ResourceBus) -> None:
+    """Add what people and hosts use beside the tools: resources, subscriptions, completions and prompts."""
+    resources.register(server)
+    serve_subscriptions(server, bus, may_follow=resources.may_follow)
+    serve_completions(server, views.complete)
+    prompts.register(server)
 
 
 def register(server: DeskServer[RiskService]) -> None:
@@ -265,17 +284,19 @@ def _register_requests(server: DeskServer[RiskService]) -> None:
         scope="risk:trip",
     )
     async def risk_trip_breaker(
-        ctx: Context[RiskService], reason: Annotated[str, Field(min_length=1, max_length=280)], scope: NameText = "desk"
+        ctx: Context[RiskService],
+        reason: Annotated[str, Field(min_length=1, max_length=280)],
+        scope: ScopeText = "desk",
     ) -> Reply[schemas.Trip]:
-        """Halt the desk at once: nothing that adds risk is sent any more. Only the operator can resume.
+        """Halt trading at once: nothing that adds risk is sent any more. Only the operator can resume.
 
-        Exits and cancels stay possible. Not for one order: cancel that. Scope is desk. Example: reason "prices frozen".
+        Exits and cancels stay possible. Not for one order: cancel that. Scope: desk, agent:NAME, symbol:BASE/QUOTE or
+        account:ID. Example: reason "prices frozen".
         """
-        if scope != "desk":
-            raise InvalidValue("only the whole desk can be halted", code="UNKNOWN_SCOPE", allowed=("desk",))
         service = state(ctx)
-        answer = await service.trip(reason, current_principal().name)
+        answer = await service.trip(reason, current_principal().name, scope)
         data = schemas.Trip(
+            scope=answer.scope,
             state=answer.state.value,
             generation=answer.epoch.generation,
             counter=answer.epoch.counter,

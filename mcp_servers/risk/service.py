@@ -12,10 +12,12 @@ from trading.domain.events import ServiceStarted, ServiceStopped
 from trading.domain.identifiers import ApprovalId, DecisionId, RequestId
 from trading.domain.pending import PendingState
 from trading.domain.proposals import Mode
+from trading.domain.trading_states import DESK
 from trading.ports.ledger import EventDraft, Ledger, Row, Unit, Upsert
 
 from .assessment import Assessor
 from .breaker import BreakerAnswer
+from .chronicle import Chronicle
 from .context import Frame
 from .heartbeat import ExecutionPulse
 from .journal import OPEN, RELEASE_ASKED, approved_of, policy_unit
@@ -45,6 +47,7 @@ class RiskService:
         self.portfolio = Portfolio(parts.account_id, self.reservations, parts.quote)
         self.pulse = ExecutionPulse()
         self.numbers = RiskNumbers(parts.closes, parts.data_of)
+        self.chronicle = Chronicle(parts.ledger)
         self.ready = False
         self.failed = ""
         self._rows: dict[str, Row] = {}
@@ -142,10 +145,11 @@ class RiskService:
         """Embed the newest signed heads of other rooms in our own chain; return how many were new."""
         live = self.live
         found = [head for head in (read() for read in self.parts.heads) if head is not None]
-        fresh = [head for head in found if head.size > live.witnessed.get(head.service, 0)]
+        known = {name: head.size for name, head in live.witnessed.items()}
+        fresh = [head for head in found if head.size > known.get(head.service, 0)]
         if fresh:
             await self.parts.ledger.commit(Unit(events=tuple(EventDraft(head) for head in fresh)))
-            live.witnessed.update({head.service: head.size for head in fresh})
+            live.witnessed.update({head.service: head for head in fresh})
         return len(fresh)
 
     def hear_execution(self, *, sent_ms: int, ledger_seq: int, unresolved: int, safe: bool) -> None:
@@ -251,9 +255,13 @@ class RiskService:
             await self.parts.ledger.commit(Unit(writes=(Upsert("approvals", {**asked, "state": "released"}),)))
         return replace(report, state=RELEASE_ASKED)
 
-    async def trip(self, reason: str, by: str) -> BreakerAnswer:
-        """Halt the desk: nothing that adds risk is sent from now on."""
-        return await self.live.breaker.trip(reason, by)
+    async def trip(self, reason: str, by: str, scope: str = DESK) -> BreakerAnswer:
+        """Halt the desk, or one scope of it: nothing that adds risk is sent there from now on.
+
+        Raises:
+            InvalidValue: UNKNOWN_SCOPE.
+        """
+        return await self.live.breaker.trip(reason, by, scope=self.live.known_scopes.read(scope))
 
     def frame(self) -> Frame:
         """Return the desk as risk sees it now."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from pydantic import Field
 
+from mcp_servers.risk.document import Configured, LimitsSource
 from mcp_servers.risk.limits import RiskLimits
 from trading.adapters.config import DeskSettings, SectionModel, load_section
 from trading.domain.errors import ConfigurationError
@@ -14,10 +18,12 @@ class RiskSettings(SectionModel):
 
     Attributes:
         limits: ``[risk.limits]``, see ``limits.py``; signed approvals name their version and digest.
+        limits_file: the document, if it is not ``limits.toml`` or ``limits.json`` in the home; relative to the home.
         witness_every_s: how often other rooms' audit heads are embedded in our chain.
     """
 
     limits: RiskLimits = RiskLimits()
+    limits_file: Path | None = None
     witness_every_s: int = Field(default=30, ge=1, le=3_600)
 
 
@@ -30,13 +36,34 @@ def load_risk_settings() -> RiskSettings:
     return load_section(RiskSettings, "risk")
 
 
+def limits_source(desk: DeskSettings, settings: Callable[[], RiskSettings]) -> LimitsSource:
+    """Return where the desk's limits are read from.
+
+    Args:
+        desk: its home, and what its symbols are quoted in.
+        settings: reads the ``[risk]`` section as it is now.
+    """
+
+    def configured() -> Configured:
+        risk = settings()
+        return Configured(risk.limits if "limits" in risk.model_fields_set else None, risk.limits_file)
+
+    home = desk.desk_home
+    return LimitsSource(home.path, home.config_file, configured, lambda limits: check_limits(desk, limits))
+
+
 def check_allowed(desk: DeskSettings, risk: RiskSettings) -> None:
+    """Refuse a section that cannot work on this desk; raises as :func:`check_limits` does."""
+    check_limits(desk, risk.limits)
+
+
+def check_limits(desk: DeskSettings, limits: RiskLimits) -> None:
     """Refuse limits that cannot work on this desk.
 
     Raises:
-        ConfigurationError: a symbol of the desk is quoted in another currency than the account counts in.
+        ConfigurationError: a symbol is quoted in another currency than the account counts in.
     """
-    for symbol in (*desk.symbols, *risk.limits.symbols):
+    for symbol in (*desk.symbols, *limits.symbols):
         if symbol.partition("/")[2] != desk.quote:
             raise ConfigurationError(
                 f"{symbol} is not quoted in {desk.quote}, the currency the limits are in",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from mcp_servers.risk import schemas
+from mcp_servers.risk.breaker_scopes import restrictions_text
 from mcp_servers.risk.context import Frame
 from mcp_servers.risk.service import RiskService
 from trading.domain.approvals import TradingState
 from trading.domain.identifiers import AgentId
+from trading.domain.trading_states import AGENT
 
 #: Symbols whose market's problem is told one by one.
 _PROBLEMS_MAX: Final = 20
@@ -17,12 +19,12 @@ _PROBLEMS_MAX: Final = 20
 def status_row(service: RiskService, agent_id: AgentId) -> schemas.Status:
     """Return state, ages and the reasons against trading; works without bus, market and execution."""
     frame, live = service.frame(), service.live
-    reasons = reasons_against(service, frame)
+    reasons = reasons_against(service, frame, agent_id)
     sent_ms = live.heartbeats.sent_ms
     return schemas.Status(
         account=service.parts.account_id,
         state=frame.state.value,
-        state_reason=live.breaker.reason,
+        state_reason=restrictions_text(live.breaker),
         generation=frame.epoch.generation,
         counter=frame.epoch.counter,
         policy_version=frame.policy.version,
@@ -41,11 +43,17 @@ def status_row(service: RiskService, agent_id: AgentId) -> schemas.Status:
     )
 
 
-def reasons_against(service: RiskService, frame: Frame) -> list[str]:
-    """Return why no new risk can be approved now; empty when it can."""
+def reasons_against(service: RiskService, frame: Frame, agent_id: AgentId) -> list[str]:
+    """Return why no new risk can be approved now for that agent; empty when it can."""
     limits, reasons = frame.limits, list[str]()
     if frame.state is not TradingState.ACTIVE:
         reasons.append(f"trading is {frame.state.value}: {service.live.breaker.reason}")
+    asking = f"{AGENT}:{agent_id}"  # another agent's halt is no reason against this one
+    reasons += [
+        f"{each.scope} is {each.state.value}"
+        for each in frame.scopes
+        if each.scope == asking or not each.scope.startswith(f"{AGENT}:")
+    ]
     if not service.ready:
         reasons.append("reservations are being rebuilt")
     if frame.execution_age_ms is None or frame.execution_age_ms > limits.execution_max_age_ms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from math import isfinite
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
@@ -11,14 +12,17 @@ from trading.domain.money import check_decimal
 
 
 def _exact(value: object) -> object:
-    if isinstance(value, (float, bool)):
-        raise ValueError('write a decimal as text, for example "0.5"')
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    if isinstance(value, float):
+        raise ValueError(f'must be exact, which a float is not; write it as text: "{value}"')
     return value
 
 
 def _whole(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError("write a whole number without quotes, for example 20")
+        example = round(value) if isinstance(value, float) and isfinite(value) else 20
+        raise ValueError(f"must be a whole number without quotes, for example {example}")
     return value
 
 

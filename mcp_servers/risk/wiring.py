@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 
 from trading.domain.approvals import TradingState
 from trading.domain.errors import Unavailable
+from trading.domain.events import HeadWitnessed
 from trading.domain.instruments import InstrumentId
 from trading.domain.pending import PendingState
+from trading.domain.trading_states import DESK
 from trading.ports.ledger import Row
 
 from .assessment import Assessor
-from .breaker import SCOPE, Breaker, BreakerAnswer
+from .breaker import Breaker, BreakerAnswer
+from .breaker_scopes import KnownScopes, restricted
 from .decisions import DecisionVerifier
 from .follow import ExecutionFollower
 from .frames import FrameSource
@@ -62,11 +65,12 @@ class Live:
     follower: ExecutionFollower
     heartbeats: Heartbeats
     commands: OperatorCommands | None
+    known_scopes: KnownScopes
     memory: Memory
     exits: StandingExits
     people: People
     clean: bool
-    witnessed: dict[str, int] = field(default_factory=dict[str, int])
+    witnessed: dict[str, HeadWitnessed] = field(default_factory=dict[str, HeadWitnessed])
 
 
 def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> Live:
@@ -82,7 +86,8 @@ def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> 
     async def announce() -> None:
         await heartbeats.beat()
 
-    breaker = Breaker(parts.ledger, parts.clock, announce, restored=states.get(SCOPE))
+    known = KnownScopes(parts, room.portfolio, room.assessor.agents)
+    breaker = Breaker(parts.ledger, parts.clock, announce, restored=states)
     follower = ExecutionFollower(
         ledger=parts.ledger,
         execution=parts.execution,
@@ -97,7 +102,7 @@ def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> 
         parts.signer,
         parts.clock,
         parts.heartbeats,
-        lambda: (breaker.epoch, breaker.state, frames.policy.min_version),
+        lambda: (breaker.epoch, breaker.state, frames.policy.min_version, breaker.scopes),
     )
     sign_off = SignOff(
         ledger=parts.ledger,
@@ -115,7 +120,8 @@ def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> 
         sign_off=sign_off,
         follower=follower,
         heartbeats=heartbeats,
-        commands=_commands(room, breaker, memory, people),
+        commands=_commands(room, breaker, memory, known, people),
+        known_scopes=known,
         memory=memory,
         exits=StandingExits(parts.ledger, parts.signer, parts.ids),
         people=people,
@@ -156,22 +162,24 @@ def verifier_of(parts: RiskParts, limits: RiskLimits) -> DecisionVerifier | None
     )
 
 
-def _commands(room: Room, breaker: Breaker, memory: Memory, people: People) -> OperatorCommands | None:
+def _commands(
+    room: Room, breaker: Breaker, memory: Memory, known: KnownScopes, people: People
+) -> OperatorCommands | None:
     parts = room.parts
     if parts.operator_directory is None:
         return None
 
     async def act(command: OperatorCommand) -> BreakerAnswer:
-        by = f"operator:{command.by}"
-        if command.state in (TradingState.HALTED, TradingState.FROZEN):
-            answer = await breaker.trip(command.reason, by, command.state)
+        by, scope = f"operator:{command.by}", known.read(command.scope)
+        if command.state.cancels_increases:
+            answer = await breaker.trip(command.reason, by, command.state, scope=scope)
             if answer.changed or command.state is answer.state:
                 return answer
         elif not room.is_ready():
             raise Unavailable("reservations are still being rebuilt", code="RISK_NOT_READY")
-        if command.state is TradingState.ACTIVE:
+        if command.state is TradingState.ACTIVE and scope == DESK:
             memory.rearm(room.portfolio.activity, parts.clock.now_ms())
-        return await breaker.reset(command.reason, by, command.state)
+        return await breaker.reset(command.reason, by, command.state, scope=scope)
 
     async def hear(answer: OperatorAnswer) -> tuple[PendingState, str]:
         if not room.is_ready():
@@ -185,5 +193,6 @@ def _commands(room: Room, breaker: Breaker, memory: Memory, people: People) -> O
         desk=parts.desk,
         account_id=parts.account_id,
         act=act,
+        restricted=lambda: restricted(breaker),
         hear=hear,
     )

@@ -26,6 +26,7 @@ from trading.domain.instruments import InstrumentId
 from trading.domain.market_data import Side
 from trading.domain.proposals import Mode, OrderType, TimeInForce
 from trading.domain.standing_exits import ExitTerms, StandingExit
+from trading.domain.trading_states import Effect, ScopeState, TradingState
 
 APPROVAL_PAYLOAD_TYPE: Final = "application/vnd.grekko.approval+json;v=1"
 
@@ -40,28 +41,6 @@ class Epoch(NamedTuple):
 
     generation: int
     counter: int
-
-
-class TradingState(StrEnum):
-    """What may be traded. Anything but ACTIVE stops new risk; exits stay open except when FROZEN."""
-
-    ACTIVE = "active"
-    REDUCING = "reducing"
-    HALTED = "halted"
-    FROZEN = "frozen"
-
-    def permits(self, effect: Effect) -> bool:
-        """Return whether an order with that effect may be sent in this state."""
-        if self is TradingState.ACTIVE:
-            return True
-        return effect is Effect.REDUCE and self is not TradingState.FROZEN
-
-
-class Effect(StrEnum):
-    """Whether an order can add risk. Decided by risk, re-checked by execution."""
-
-    INCREASE = "increase"
-    REDUCE = "reduce"
 
 
 class Fate(StrEnum):
@@ -161,6 +140,7 @@ class Heartbeat:
         counter: rises with every heartbeat of a generation, so an old one cannot be replayed.
         sent_ms: risk's clock.
         min_policy_version: approvals under an older policy are refused.
+        scopes: what is restricted beyond ``state``, which is the desk's; at most 32, else the desk is.
     """
 
     account_id: AccountId
@@ -169,6 +149,7 @@ class Heartbeat:
     counter: int
     sent_ms: int
     min_policy_version: int
+    scopes: tuple[ScopeState, ...] = ()
 
 
 HEARTBEAT_PAYLOAD_TYPE: Final = "application/vnd.grekko.heartbeat+json;v=1"

@@ -8,17 +8,24 @@ from mcp_servers.risk.authority import Needs, strictest
 from mcp_servers.risk.context import OrderContext
 from trading.domain.denials import Rule, RuleResult
 from trading.domain.proposals import Mode
+from trading.domain.trading_states import DESK
 
 
 def trading_state(c: OrderContext) -> RuleResult:
-    """The breaker lets orders of this effect through."""
-    state = c.frame.state
+    """The breaker lets orders of this effect through, in every scope that covers the order."""
+    scope, state = DESK, c.frame.state
+    if c.frame.scopes:
+        found = c.frame.state_for(c.agent_id, c.instrument_id.symbol)
+        scope, state = found.scope, found.state
+    permitted = state.permits(c.effect)
+    if permitted and not c.explain:
+        return c.agree(Rule.TRADING_STATE, "", "", "")
     return c.judge(
         Rule.TRADING_STATE,
-        state.permits(c.effect),
+        permitted,
         "active",
-        state.value,
-        f"trading state for an order that {c.effect}s" if c.explain or not state.permits(c.effect) else "",
+        state.value if scope == DESK else f"{state.value} ({scope})",
+        f"trading state for an order that {c.effect}s",
     )
 
 

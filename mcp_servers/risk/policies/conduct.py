@@ -5,7 +5,7 @@ from __future__ import annotations
 from mcp_servers.risk.context import OrderContext
 from trading.domain.denials import Rule, RuleResult
 from trading.domain.market_data import Side
-from trading.domain.money import add, multiply
+from trading.domain.money import add
 
 
 def order_rate(c: OrderContext) -> RuleResult:
@@ -46,9 +46,9 @@ def open_approvals_max(c: OrderContext) -> RuleResult:
     count, most = c.use.unused + 1, c.limits.open_approvals_max
     if count > most:
         return c.refuse(Rule.OPEN_APPROVALS_MAX, most, count, "unused approvals of one agent")
-    if c.unit_cost is None:
+    if c.cost is None:
         return c.missing(Rule.OPEN_APPROVALS_MAX, "cannot be judged: there is no price to value the order at")
-    reserved = add(c.use.notional, multiply(c.quantity, c.unit_cost))
+    reserved = add(c.use.notional, c.cost)
     limit = c.limits.reserved_notional_max
     return c.judge(
         Rule.OPEN_APPROVALS_MAX,

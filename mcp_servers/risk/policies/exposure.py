@@ -60,10 +60,7 @@ def exposure_net_max(c: OrderContext) -> RuleResult:
     others, price = other_exposure(c), unit_value(c)
     if others is None or price is None:
         return c.missing(Rule.EXPOSURE_NET_MAX, NO_PRICE, limit)
-    if c.intent.side is Side.BUY:
-        net = abs(add(others.long, multiply(add(c.held, add(c.exposure.buy_open, c.quantity)), price)))
-    else:
-        net = abs(add(others.short, multiply(subtract(c.held, add(c.exposure.sell_open, c.quantity)), price)))
+    net = abs(add(others.long if c.intent.side is Side.BUY else others.short, multiply(c.after, price)))
     return c.judge(Rule.EXPOSURE_NET_MAX, net <= limit, limit, net, "worst-case longs less shorts, quote", (limit, net))
 
 
@@ -173,24 +170,21 @@ def worst_gross(c: OrderContext) -> Decimal | None:
 
 def worst_position(c: OrderContext) -> Decimal:
     """Return the size of the position (base, >= 0) if everything open on the order's side fills, this order too."""
-    if c.intent.side is Side.BUY:
-        return abs(add(c.held, add(c.exposure.buy_open, c.quantity)))
-    return abs(subtract(c.held, add(c.exposure.sell_open, c.quantity)))
+    return abs(c.after)
 
 
 def instrument_worst(c: OrderContext) -> Decimal:
     """Return the larger of both worst cases of the order's instrument, this order included, in base."""
-    buy = c.quantity if c.intent.side is Side.BUY else ZERO
-    return worst_case(c.held, c.exposure, buy=buy, sell=ZERO if buy else c.quantity)
+    is_buy = c.intent.side is Side.BUY
+    other = subtract(c.held, c.exposure.sell_open) if is_buy else add(c.held, c.exposure.buy_open)
+    return max(abs(c.after), abs(other))
 
 
-def worst_case(held: Decimal, exposure: Exposure, *, buy: Decimal = ZERO, sell: Decimal = ZERO) -> Decimal:
+def worst_case(held: Decimal, exposure: Exposure) -> Decimal:
     """Return max(|held + all buys|, |held - all sells|) in base."""
-    if not (buy or sell or exposure.buy_open or exposure.sell_open):
+    if not (exposure.buy_open or exposure.sell_open):
         return abs(held)
-    long = add(held, add(exposure.buy_open, buy))
-    short = subtract(held, add(exposure.sell_open, sell))
-    return max(abs(long), abs(short))
+    return max(abs(add(held, exposure.buy_open)), abs(subtract(held, exposure.sell_open)))
 
 
 def other_exposure(c: OrderContext) -> Others | None:

@@ -8,7 +8,7 @@ from mcp_servers.risk.context import OrderContext
 from trading.domain.accounts import split_symbol
 from trading.domain.denials import Rule, RuleResult
 from trading.domain.market_data import Side
-from trading.domain.money import ZERO, multiply, subtract
+from trading.domain.money import ZERO, subtract
 
 
 def portfolio_stale(c: OrderContext) -> RuleResult:
@@ -35,9 +35,9 @@ def execution_silent(c: OrderContext) -> RuleResult:
 
 def balance_free(c: OrderContext) -> RuleResult:
     """The account can pay for it, fees included, on top of everything already promised."""
-    if c.unit_cost is None:
+    if c.cost is None:
         return c.missing(Rule.BALANCE_FREE, "cannot be judged: there is no price to value the order at")
-    need = multiply(c.quantity, c.unit_cost) if c.intent.side is Side.BUY else c.quantity
+    need = c.cost if c.intent.side is Side.BUY else c.quantity
     free = free_balance(c)
     return c.judge(
         Rule.BALANCE_FREE,

@@ -83,9 +83,12 @@ def append_events(
     seq = head
     for waiting in batch:
         waiting.envelopes = []
+        known, metadata = None, ""  # the events of a unit usually share it
         for draft, payload in zip(waiting.unit.events, waiting.payloads, strict=True):
             seq += 1
-            event_id, event_type, metadata = ids.new_id(), draft.payload.TYPE, encode_metadata(draft.metadata)
+            if draft.metadata is not known:
+                known, metadata = draft.metadata, encode_metadata(draft.metadata)
+            event_id, event_type = ids.new_id(), draft.payload.TYPE
             previous = chain_hash(previous, seq, event_id, event_type, now_ms, payload, metadata)
             rows.append((seq, event_id, event_type, now_ms, payload, metadata, previous))
             waiting.envelopes.append(

@@ -8,7 +8,7 @@ Text compares byte by byte everywhere (``COLLATE "C"`` on PostgreSQL), so "order
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache
 from typing import Any, Final, cast
@@ -135,6 +135,7 @@ def _execution(metadata: MetaData) -> None:
         *_int("generation", "counter"),
         *_text("state"),
         *_int("min_policy_version", "updated_ms"),
+        *_text("scopes"),
     )
 
 
@@ -220,6 +221,7 @@ class Shape:
         key: positions of the primary key, in key order.
         keys: positions of every unique key, the primary key first.
         table: the table itself, to build statements from.
+        storable: types of whole rows that were stored as they came; types alone decide whether a value can be.
     """
 
     name: str
@@ -229,6 +231,7 @@ class Shape:
     key: tuple[int, ...]
     keys: tuple[tuple[int, ...], ...]
     table: Table
+    storable: set[tuple[type, ...]] = field(default_factory=set[tuple[type, ...]], repr=False)
 
     def values(self, row: Mapping[str, object]) -> Values:
         """Return the row as stored values in column order; enums and decimals become text.
@@ -236,6 +239,10 @@ class Shape:
         Raises:
             InvalidValue: a column that does not exist, is missing, or has a value of another kind.
         """
+        given = tuple(row.values())
+        types = tuple(map(type, given))
+        if types in self.storable and tuple(row) == self.columns:
+            return cast("Values", given)  # the usual row of a busy writer: complete, in order, nothing to convert
         found = 0
         out: list[Value] = []
         for name, kind, nullable in zip(self.columns, self.kinds, self.nullable, strict=True):
@@ -252,7 +259,10 @@ class Shape:
         if found != len(row):
             unknown = ", ".join(sorted(set(row) - set(self.columns)))
             raise InvalidValue(f"{self.name} has no column {unknown}", code="MALFORMED_ROW")
-        return tuple(out)
+        values = tuple(out)
+        if tuple(map(type, values)) == types and tuple(row) == self.columns:
+            self.storable.add(types)
+        return values
 
     def _convert(self, name: str, kind: type, value: object) -> Value:
         if kind is str and isinstance(value, Decimal):

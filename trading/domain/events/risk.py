@@ -78,18 +78,27 @@ class ReservationReleased:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsLoaded:
-    """A policy came into force."""
+    """A policy came into force.
+
+    Attributes:
+        by: ``start``, ``file`` for a change that only tightens, or ``operator:NAME``; empty before that was kept.
+        reason: the operator's words, or where the document was read.
+        envelope: the operator's signed command, JSON text; empty when none was needed.
+    """
 
     TYPE: ClassVar[str] = "limits.loaded"
     version: int
     digest: str
     min_policy_version: int
     document: str
+    by: str = ""
+    reason: str = ""
+    envelope: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerTripped:
-    """Trading was restricted. ``scope`` is ``desk`` in this release."""
+    """Trading was restricted in a scope: ``desk``, ``account:ID``, ``agent:NAME`` or ``symbol:BASE/QUOTE``."""
 
     TYPE: ClassVar[str] = "breaker.tripped"
     scope: str

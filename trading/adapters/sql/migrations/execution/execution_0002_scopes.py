@@ -1,0 +1,16 @@
+"""Execution remembers which scopes risk had restricted, so that a restart still takes their orders back."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "execution_0002"
+down_revision = "execution_0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Change the tables; there is no way back: a ledger is never taken to an older release."""
+    op.add_column("epochs", sa.Column("scopes", sa.Text(), nullable=False, server_default=""))
