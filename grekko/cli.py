@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from grekko import risk_commands
 from trading.adapters.config import DeskSettings, load_settings
 from trading.domain.errors import ConfigurationError, TradingError
 from trading.domain.proposals import Mode
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 audit_app = typer.Typer(help="Check what the desk has recorded.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
+app.add_typer(risk_commands.app, name="risk")
 
 console = Console(soft_wrap=True)
 errors = Console(stderr=True, soft_wrap=True)
