@@ -60,10 +60,11 @@ class WatchingVenue(Protocol):
 
 
 async def follow_approvals(service: ExecutionService, follower: AsyncIterator[Sequence[EventEnvelope]]) -> None:
-    """Learn of every approval that risk writes, so that it lapses here even if nobody ever brings it."""
+    """Learn of every approval and exit that risk writes: one lapses here even if nobody ever brings it."""
     async for events in follower:
         for event in events:
             service.follow_risk(event)
+            await service.stop_loss.follow(event)
         await asyncio.sleep(0)
 
 
@@ -131,13 +132,15 @@ async def feed_venue(
     venue: WatchingVenue,
     updates: AsyncIterator[OrderBook | TradePrint],
     relabel: Callable[[OrderBook | TradePrint], OrderBook | TradePrint | None],
+    watch: Callable[[OrderBook], None],
 ) -> None:
-    """Show a venue of this process the market, under its own instrument names."""
+    """Show a venue of this process the market, under its own instrument names, and then ``watch`` each book."""
     count = 0
     async for update in updates:
         named = relabel(update)
         if isinstance(named, OrderBook):
             venue.on_book(named)
+            watch(named)
         elif named is not None:
             venue.on_trade(named)
         count += 1

@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 
 from mcp_servers.execution import background
 from mcp_servers.execution.gate import GateRules
+from mcp_servers.execution.protection.rules import ProtectionRules
 from mcp_servers.execution.service import ExecutionParts, ExecutionService
 from mcp_servers.execution.settings import ExecutionSettings, check_allowed
 from trading.adapters.clock import SystemClock, Uuid7Factory
@@ -263,7 +264,10 @@ def _loops(
         background.until_broken(service),
         background.act_on_news(service),
         background.take_reports(service, reports),
-        background.feed_venue(venue, wiring.market.subscribe(), background.relabeller(dict(names))),
+        background.feed_venue(
+            venue, wiring.market.subscribe(), background.relabeller(dict(names)), service.stop_loss.on_book
+        ),
+        service.stop_loss.run(),
         background.every(background.LAPSE_EVERY_S, service.fates.lapse_due),
         background.every(background.RELEASE_EVERY_S, service.fates.void_requested),
         background.every(
@@ -321,6 +325,18 @@ def _parts(wiring: Wiring, venue: PaperVenue, price_source: Mapping[InstrumentId
         quote=wiring.desk.quote,
         answer_timeout_s=wiring.settings.answer_timeout_ms / 1_000,
         spacing_ms=wiring.settings.absent_spacing_ms,
+        protection=protection_rules(wiring.settings),
+    )
+
+
+def protection_rules(settings: ExecutionSettings) -> ProtectionRules:
+    """Return how the stop-loss manager goes about it."""
+    wanted, known = settings.protection, ProtectionRules()
+    return replace(
+        known,
+        native=wanted.native,
+        step_bps=wanted.step_bps,
+        close_blind_ms=None if wanted.close_blind_after_s is None else wanted.close_blind_after_s * 1_000,
     )
 
 

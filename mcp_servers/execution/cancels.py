@@ -70,6 +70,13 @@ class Cancels:
         position = self._lifecycle.book.positions.get(order.terms.instrument_id)
         return order.terms.reduce_only and position is not None and position.quantity != 0
 
+    async def withdraw(self, order: Order, *, by: str) -> Order:
+        """Cancel an order, also an exit of an open position: for the stop-loss manager, which protects it otherwise.
+
+        Raises: as ``cancel``, but for the refusal.
+        """
+        return order if order.is_terminal else await self._once(order, by)
+
     async def cancel(self, order: Order, *, by: str) -> Order:
         """Cancel one order and return it as it is afterwards; it may have filled first.
 

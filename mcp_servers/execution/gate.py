@@ -150,6 +150,10 @@ class GateFacts(Protocol):
         """Return how much base an order on ``side`` may still close: position less all that may be reducing it."""
         ...
 
+    def slack(self, instrument_id: InstrumentId, side: Side) -> Decimal:
+        """Return the open quantity less all that may be closing it on ``side``; negative when that is too much."""
+        ...
+
     def is_restricted(self, instrument_id: InstrumentId) -> bool:
         """Return whether an unexplained difference with the venue forbids new risk here."""
         ...

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from decimal import Decimal
 
 from mcp_servers.execution.rows import balance_row, fill_row, order_of, order_row, position_row
@@ -84,6 +85,8 @@ class Lifecycle:
         self._recorded = 0
         self._durable = 0
         self._flushing: asyncio.Task[None] | None = None
+        #: Called at once when a fill has moved a position.
+        self.on_position: Callable[[InstrumentId], None] = _ignore
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -104,12 +107,14 @@ class Lifecycle:
 
     def reducible(self, instrument_id: InstrumentId, side: Side) -> Decimal:
         """Return how much base ``side`` may still close: position less working, unknown and admitted orders there."""
+        return max(ZERO, self.slack(instrument_id, side))
+
+    def slack(self, instrument_id: InstrumentId, side: Side) -> Decimal:
+        """Return what ``reducible`` does, but negative when more is on its way out than is open."""
         position = self.book.positions.get(instrument_id)
-        if position is None:
-            return ZERO
-        open_quantity = position.quantity if side is Side.SELL else -position.quantity
+        held = ZERO if position is None else position.quantity
         key = instrument_id, side
-        return max(ZERO, open_quantity - self._leaves.get(key, ZERO) - self._held.get(key, ZERO))
+        return (held if side is Side.SELL else -held) - self._leaves.get(key, ZERO) - self._held.get(key, ZERO)
 
     def hold(self, instrument_id: InstrumentId, side: Side, quantity: Decimal) -> None:
         """Count an admitted order against ``reducible`` until it is an order; a negative quantity gives it back."""
@@ -233,7 +238,9 @@ class Lifecycle:
         self._fills.append(Insert("fills", fill_row(fill)))
         self._moved.add(fill.instrument_id)
         self.fill_watermark_ms = max(self.fill_watermark_ms, fill.venue_ts_ms)
-        return self.record(event, about=order)
+        moved = self.record(event, about=order)
+        self.on_position(fill.instrument_id)
+        return moved
 
     def _found(self, order: Order, venue_order_id: VenueOrderId) -> Order:
         if order.status is OrderStatus.ABSENT:
@@ -344,6 +351,10 @@ class Lifecycle:
             _, old = self._finished.popitem(last=False)
             self._by_client.pop(old.terms.client_order_id, None)
             self._by_approval.pop(old.approval_id, None)
+
+
+def _ignore(_: InstrumentId) -> None:
+    """Do nothing, until somebody wants to know."""
 
 
 _ALARMS = {

@@ -26,6 +26,7 @@ from trading.domain.instruments import InstrumentId
 from trading.domain.money import ZERO, plain
 from trading.domain.orders import Order, OrderStatus
 from trading.domain.portfolio import Balance
+from trading.domain.standing_exits import PROTECTION
 from trading.ports.clock import Clock
 from trading.ports.ledger import LedgerReader
 from trading.ports.signing import Verifier
@@ -86,6 +87,7 @@ class Reconciler:
     Args:
         under_way: approvals that a submit of this process is handling; their orders are left alone.
         spacing_ms: least time between two "not found" answers that both count.
+        slice_window_ms: how long after its claim a protective order may be sent.
         overlap_ms: how far before the last known fill trades are asked for again.
     """
 
@@ -101,6 +103,7 @@ class Reconciler:
         under_way: Callable[[], frozenset[ApprovalId]],
         spacing_ms: int = 500,
         overlap_ms: int = 60_000,
+        slice_window_ms: int = 5_000,
     ) -> None:
         self._lifecycle = lifecycle
         self._venue = venue
@@ -111,6 +114,7 @@ class Reconciler:
         self._under_way = under_way
         self._spacing_ns = spacing_ms * NS_PER_MS
         self._overlap_ms = overlap_ms
+        self._slice_window_ms = slice_window_ms
         self._not_found: dict[ClientOrderId, list[int]] = {}
         self._expires: dict[ApprovalId, int] = {}
         self._lock = asyncio.Lock()
@@ -270,10 +274,12 @@ class Reconciler:
             this.resolved += 1
 
     async def _expiry(self, order: Order) -> int:
-        """Return when the order could last have been sent: its approval's expiry, from the signed bytes."""
+        """Return when the order could last have been sent: its approval's or its slice's end, from signed bytes."""
         known = self._expires.get(order.approval_id)
         if known is not None:
             return known
+        if order.agent_id == PROTECTION:  # its slice was sent within a short time of its claim, or never
+            return order.created_ms + self._slice_window_ms
         latest = order.created_ms + self._rules.ttl_max_ms
         rows = await self._approvals.rows("approvals", {"approval_id": order.approval_id})
         if rows:

@@ -2,8 +2,8 @@
 
 Rules kept here:
 
-- Between the last check (clock, epoch, state) and the hand-over nothing else can run: ``dispatch`` is not a coroutine.
-  A failed last check ends the order as NOT_SENT.
+- Between the last check (clock, epoch, state; for a protective order its exit) and the hand-over nothing else can run:
+  ``dispatch`` is not a coroutine. A failed last check ends the order as NOT_SENT.
 - A request whose answer is lost, late or strange is UNKNOWN. It is queried later, never sent again.
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Awaitable
 from mcp_servers.execution.gate import GateCode, GateFacts, GateRules, Moment, check_state, check_time, refuse
 from mcp_servers.execution.lifecycle import Lifecycle
 from mcp_servers.execution.metrics import Metrics, Stage
+from mcp_servers.execution.protection.permits import check_exit
 from mcp_servers.execution.walks import Walk, known
 from trading.domain.approvals import Approval
 from trading.domain.errors import GateRefused, LedgerUnavailable, NonRetryable, Retryable
@@ -73,9 +74,9 @@ class Sending:
             raise LedgerUnavailable("the execution ledger failed; nothing was sent")
         answers: list[tuple[Walk, Awaitable[VenueReport]]] = []
         for walk in walks:
-            approval, order = known(walk.approval), known(walk.order)
+            order = known(walk.order)
             try:
-                self._last_check(approval)
+                self._last_check(walk)
             except GateRefused as error:
                 event = OrderNotSent(order_id=order.order_id, code=error.code)
                 walk.order = self._lifecycle.record(event, about=order)
@@ -93,12 +94,18 @@ class Sending:
         self._metrics.observe(Stage.SEND, self._clock.monotonic_ns() - start, orders=len(walks))
         return answers
 
-    def _last_check(self, approval: Approval) -> None:
+    def _last_check(self, walk: Walk) -> None:
         moment = Moment(self._clock.now_ms(), self._clock.monotonic_ns())
-        check_time(approval, self._facts.first_seen_ns(approval.approval_id), self._rules, moment)
-        check_state(approval, self._facts.pulse, self._rules, moment)
+        if walk.permit is not None:
+            check_exit(walk.permit, known(walk.order).terms, self._facts, self._rules, moment, claimed=True)
+        else:
+            self._check_approval(known(walk.approval), moment)
         if self._closed:
             refuse(GateCode.STATE, "the server is stopping")
+
+    def _check_approval(self, approval: Approval, moment: Moment) -> None:
+        check_time(approval, self._facts.first_seen_ns(approval.approval_id), self._rules, moment)
+        check_state(approval, self._facts.pulse, self._rules, moment)
 
     async def collect(self, answers: list[tuple[Walk, Awaitable[VenueReport]]]) -> None:
         """Apply the answers as they come; what has not answered in time is UNKNOWN."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import cast
 
@@ -21,18 +21,21 @@ from mcp_servers.execution.gate import GateRules, Moment, RiskPulse
 from mcp_servers.execution.inquiries import Inquiries
 from mcp_servers.execution.lifecycle import Lifecycle
 from mcp_servers.execution.metrics import Metrics
+from mcp_servers.execution.protection.exits import StandingExits
+from mcp_servers.execution.protection.rules import ProtectionRules
+from mcp_servers.execution.protection.wiring import build_slices, build_stop_loss
 from mcp_servers.execution.reconciliation import Reconciler, Reconciliation
 from mcp_servers.execution.rows import order_of, position_of
 from mcp_servers.execution.sending import Sending
 from mcp_servers.execution.submission import Submissions
 from mcp_servers.execution.walks import Outcome
-from trading.domain.approvals import Effect, Fate
+from trading.domain.approvals import ApprovedOrder, Effect, Fate
 from trading.domain.errors import LedgerError
 from trading.domain.events import BreakerTripped, EventEnvelope, ServiceStarted, ServiceStopped
 from trading.domain.identifiers import ApprovalId, Currency, Symbol
 from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import OrderBook, Side
-from trading.domain.money import parse_decimal
+from trading.domain.money import ZERO, parse_decimal
 from trading.domain.orders import TERMINAL, Order, OrderStatus
 from trading.ports.clock import Clock, IdFactory
 from trading.ports.ledger import Ledger, LedgerReader
@@ -59,6 +62,7 @@ class ExecutionParts:
         answer_timeout_s: how long a venue's answer is waited for before the order counts as UNKNOWN.
         spacing_ms: least time between two "not found" answers that count towards ABSENT.
         terminal_kept: finished orders kept in memory.
+        protection: how the stop-loss manager goes about it.
     """
 
     ledger: Ledger
@@ -75,6 +79,7 @@ class ExecutionParts:
     answer_timeout_s: float = 3.0
     spacing_ms: int = 500
     terminal_kept: int = 2_000
+    protection: ProtectionRules = field(default_factory=ProtectionRules)
 
 
 class ExecutionService:
@@ -96,6 +101,7 @@ class ExecutionService:
             under_way=lambda: self.submissions.under_way,
         )
         self.epochs = EpochTracker(parts.rules.account_id, verifier=parts.verifier, rules=parts.rules)
+        self.exits = StandingExits(ledger=parts.ledger, verifier=parts.verifier, rules=parts.rules, clock=parts.clock)
         self.sending = Sending(
             lifecycle=self.lifecycle,
             venue=parts.venue,
@@ -118,7 +124,10 @@ class ExecutionService:
             ids=parts.ids,
             metrics=self.metrics,
             sending=self.sending,
+            exits=self.exits,
+            has_room=self._has_room,
         )
+        slices = build_slices(self)
         self.reconciler = Reconciler(
             lifecycle=self.lifecycle,
             venue=parts.venue,
@@ -126,11 +135,13 @@ class ExecutionService:
             verifier=parts.verifier,
             rules=parts.rules,
             clock=parts.clock,
-            under_way=lambda: self.submissions.under_way,
+            under_way=lambda: self.submissions.under_way | slices.under_way,
             spacing_ms=parts.spacing_ms,
+            slice_window_ms=parts.protection.window_ms,
         )
         self.inquiries = Inquiries(self)
         self.cancels = Cancels(self.lifecycle, parts.venue, self.reconciler)
+        self.stop_loss = build_stop_loss(self, self.exits, slices)
         self.risk_seq = 0
         #: Size of the newest head of risk's ledger that is embedded in ours.
         self.witnessed_size = 0
@@ -163,8 +174,16 @@ class ExecutionService:
         return self.parts.market.book(self.parts.price_source.get(instrument_id, instrument_id))
 
     def reducible(self, instrument_id: InstrumentId, side: Side) -> Decimal:
-        """Return how much base an order on ``side`` may still close."""
-        return self.lifecycle.reducible(instrument_id, side)
+        """Return how much base an order on ``side`` may still close; a stop that rests at the venue gives way to it."""
+        slack = self.lifecycle.slack(instrument_id, side)
+        return max(ZERO, slack + self.stop_loss.withdrawable(instrument_id, side))
+
+    def slack(self, instrument_id: InstrumentId, side: Side) -> Decimal:
+        """Return the open quantity less all that may be closing it on ``side``."""
+        return self.lifecycle.slack(instrument_id, side)
+
+    def _has_room(self, order: ApprovedOrder) -> Awaitable[bool]:
+        return self.stop_loss.has_room(order)
 
     def is_restricted(self, instrument_id: InstrumentId) -> bool:
         """Return whether ledger and venue disagree about this instrument or the account."""
@@ -187,6 +206,7 @@ class ExecutionService:
         self.instruments = {each.id: each for each in await self.parts.venue.instruments()}
         self._generation = ledger.generation
         clean = await self._replay()
+        await self.stop_loss.load(self.instruments)
         remembered = await remembered_pulse(ledger, self.rules.account_id)
         self.epochs = EpochTracker(
             self.rules.account_id, verifier=self.parts.verifier, rules=self.rules, remembered=remembered
@@ -200,6 +220,7 @@ class ExecutionService:
         await self.lifecycle.flush()
         self.risk_seq = await self.fates.load()
         await self._heed_risks_rows()
+        await self.stop_loss.catch_up(self.parts.approvals)
         await self.fates.lapse_due()
         return await self.reconciler.run(record=True)
 

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from pydantic import Field
 
 from trading.adapters.config import DeskSettings, SectionModel, load_section
 from trading.domain.errors import ConfigurationError
 from trading.domain.proposals import Mode
+
+
+class ProtectionSettings(SectionModel):
+    """The ``[execution.protection]`` section: how stops are carried out; where they lie is risk's to say.
+
+    Attributes:
+        native: let a stop order rest at the venue where it takes one.
+        step_bps: a resting stop is replaced once the level lies so far from it.
+        close_blind_after_s: without any price for so long, close at the exit's floor; left out, wait for a price.
+    """
+
+    native: bool = True
+    step_bps: Decimal = Field(default=Decimal(5), ge=0, le=100)
+    close_blind_after_s: int | None = Field(default=None, ge=1, le=86_400)
 
 
 class ExecutionSettings(SectionModel):
@@ -23,6 +39,7 @@ class ExecutionSettings(SectionModel):
         venue_fsync: the paper venue waits for the disk after each batch.
         venue_latency_ms: median one-way latency of the paper venue's messages, 0 for none.
         venue_seed: of that latency.
+        protection: how stops are carried out.
     """
 
     max_clock_skew_ms: int = Field(default=250, ge=0, le=5_000)
@@ -35,6 +52,7 @@ class ExecutionSettings(SectionModel):
     venue_fsync: bool = False
     venue_latency_ms: int = Field(default=0, ge=0, le=1_000)
     venue_seed: int = 0
+    protection: ProtectionSettings = ProtectionSettings()
 
 
 def load_execution_settings() -> ExecutionSettings:

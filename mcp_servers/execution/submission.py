@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, cast
 
 from mcp_servers.execution.fates import Fates
@@ -27,14 +27,25 @@ from mcp_servers.execution.gate import (
     Moment,
     check_approval,
     open_approval,
-    refuse,
 )
 from mcp_servers.execution.lifecycle import Lifecycle
 from mcp_servers.execution.metrics import Metrics, Stage
+from mcp_servers.execution.protection.exits import StandingExits
 from mcp_servers.execution.rows import order_of
 from mcp_servers.execution.sending import Sending
-from mcp_servers.execution.walks import Outcome, Receipt, Refusal, Walk, claim_of, fate_written, known
-from trading.domain.approvals import Approval, Effect, Fate
+from mcp_servers.execution.walks import (
+    Outcome,
+    Receipt,
+    Refusal,
+    Walk,
+    check_wire,
+    claim_of,
+    commit_claims,
+    fate_written,
+    known,
+    no_room,
+)
+from trading.domain.approvals import Approval, ApprovedOrder, Effect, Fate
 from trading.domain.errors import (
     AlreadyClaimed,
     GateRefused,
@@ -51,7 +62,7 @@ from trading.domain.orders import Order
 from trading.ports.clock import Clock, IdFactory
 from trading.ports.ledger import Ledger, LedgerReader, Unit
 from trading.ports.signing import Verifier
-from trading.ports.venue import ExecutionVenue, PreparedOrder
+from trading.ports.venue import ExecutionVenue
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +79,8 @@ class Submissions:
         approvals: risk's ledger, where the signed envelopes are.
         facts: execution's own state for the gate.
         sending: does what follows a durable claim.
+        exits: keeps the standing exits that come with entries.
+        has_room: has a stop at the venue give way to an order that closes in its place.
     """
 
     def __init__(
@@ -85,6 +98,8 @@ class Submissions:
         ids: IdFactory,
         metrics: Metrics,
         sending: Sending,
+        exits: StandingExits,
+        has_room: Callable[[ApprovedOrder], Awaitable[bool]],
     ) -> None:
         self._lifecycle = lifecycle
         self._ledger = ledger
@@ -98,6 +113,8 @@ class Submissions:
         self._ids = ids
         self._metrics = metrics
         self._sending = sending
+        self._exits = exits
+        self._has_room = has_room
         self._under_way: dict[ApprovalId, asyncio.Future[Outcome]] = {}
         self._queue: list[Walk] = []
         self._walks: set[asyncio.Task[None]] = set()
@@ -168,6 +185,7 @@ class Submissions:
         try:
             walks = await self._read(walks)
             walks = self._admit(walks)
+            walks = await self._give_way(walks)
             walks = await self._prepare(walks)
             walks = await self._claim(walks)
             answers = self._sending.dispatch(walks)  # no await between its last check and its send
@@ -256,6 +274,16 @@ class Submissions:
         self._metrics.observe(Stage.GATE, self._clock.monotonic_ns() - start, orders=len(walks))
         return left
 
+    async def _give_way(self, walks: list[Walk]) -> list[Walk]:
+        """Have protective stops give way to what was admitted in their place."""
+        left: list[Walk] = []
+        for walk in walks:
+            if walk.held and not await self._has_room(known(walk.approval).order):
+                self._refuse(walk, no_room())
+            else:
+                left.append(walk)
+        return left
+
     async def _prepare(self, walks: list[Walk]) -> list[Walk]:
         """Do everything that may wait, and compare what will be on the wire with what was approved."""
         start = self._clock.monotonic_ns()
@@ -264,7 +292,7 @@ class Submissions:
             approval = known(walk.approval)
             try:
                 prepared = await self._venue.prepare(approval.order, deadline_ms=approval.expires_ms)
-                _check_wire(prepared, approval)
+                check_wire(prepared, approval.order)
             except (GateRefused, VenueError) as error:
                 self._refuse(walk, error)
                 continue
@@ -280,7 +308,7 @@ class Submissions:
         """Consume the approvals: fate, event and order become durable together, or the walk ends here."""
         start = self._clock.monotonic_ns()
         orders = [self._new_order(known(walk.approval)) for walk in walks]
-        results = await self._commit_claims([claim_of(order) for order in orders])
+        results = await commit_claims(self._ledger, [self._claim_of(*pair) for pair in zip(walks, orders, strict=True)])
         left: list[Walk] = []
         lost: list[tuple[Walk, BaseException]] = []
         for walk, order, result in zip(walks, orders, results, strict=True):
@@ -290,6 +318,8 @@ class Submissions:
             self._fates.wrote(walk.approval_id, Fate.CONSUMED)
             walk.order = self._lifecycle.restore(order)
             self._unhold(walk)  # the order itself counts from here
+            if walk.offered is not None:
+                self._exits.keep(walk.offered)
             left.append(walk)
         for walk, error in lost:  # after every winner was taken in: what fails here must not strand a durable order
             try:
@@ -298,28 +328,6 @@ class Submissions:
                 self._settle(walk, Refusal(walk.approval_id, failed))
         self._metrics.observe(Stage.CLAIM, self._clock.monotonic_ns() - start, orders=len(walks))
         return left
-
-    async def _commit_claims(self, units: list[Unit]) -> list[object]:
-        """Commit all claims as one unit; if one of them is taken nothing was written, and each stands for itself.
-
-        Returns:
-            For each unit what its commit returned or raised.
-        """
-        if not units:
-            return []
-        together = Unit(
-            events=tuple(event for unit in units for event in unit.events),
-            claims=tuple(claim for unit in units for claim in unit.claims),
-            writes=tuple(write for unit in units for write in unit.writes),
-        )
-        try:
-            committed = await self._ledger.commit(together)
-        except AlreadyClaimed:
-            single = (self._ledger.commit(unit) for unit in units)
-            return list(await asyncio.gather(*single, return_exceptions=True))
-        except LedgerError as error:
-            return [error] * len(units)
-        return list(committed)
 
     # --- claims that did not go through --------------------------------------------------------------------------
 
@@ -343,6 +351,10 @@ class Submissions:
             self._give(walk)
             return
         self._refuse(walk, error)
+
+    def _claim_of(self, walk: Walk, order: Order) -> Unit:
+        walk.offered = offered = self._exits.offer(known(walk.approval), walk.envelope)
+        return claim_of(order) if offered is None else claim_of(order, writes=(offered.write(order.created_ms),))
 
     # --- small parts ---------------------------------------------------------------------------------------------
 
@@ -397,11 +409,3 @@ class Submissions:
     def _fail(self, walks: list[Walk], error: TradingError) -> None:
         for walk in walks:
             self._settle(walk, Refusal(walk.approval_id, error))
-
-
-def _check_wire(prepared: PreparedOrder, approval: Approval) -> None:
-    """Refuse a request whose bytes say something else than what was approved."""
-    order = approval.order
-    same = prepared.wire_quantity == order.quantity and prepared.wire_price == order.limit_price
-    if not same or (prepared.order is not order and prepared.order != order):
-        refuse(GateCode.ORDER_MISMATCH, "the request for the venue differs from the approved order")

@@ -71,6 +71,20 @@ class VenueReport:
 
 
 @dataclass(frozen=True, slots=True)
+class VenueQuote:
+    """The best prices at the venue itself, for closing when the feed is silent.
+
+    Attributes:
+        bid, ask: quote per base; None when that side is empty.
+        as_of_ms: the venue's clock when it last knew its market to be so; its age says whether to believe it.
+    """
+
+    bid: Decimal | None
+    ask: Decimal | None
+    as_of_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedOrder:
     """An order ready for the wire: throttled, signed, on a warm connection.
 
@@ -137,6 +151,14 @@ class ExecutionVenue(Protocol):
 
     async def trades_since(self, since_ms: int) -> list[VenueTrade]:
         """Return the account's executions from that venue time on, oldest first."""
+        ...
+
+    async def quote(self, instrument_id: InstrumentId) -> VenueQuote | None:
+        """Return the best bid and ask at the venue, or None if it has no market in the instrument.
+
+        Raises:
+            Retryable or OutcomeUnknown: the venue did not answer.
+        """
         ...
 
     async def balances(self) -> dict[Currency, Balance]:

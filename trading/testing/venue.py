@@ -25,18 +25,18 @@ from trading.adapters.venues.paper.venue import PaperVenue, PaperVenueSettings
 from trading.domain.approvals import ApprovedOrder
 from trading.domain.errors import NonRetryable, OutcomeUnknown, Retryable, VenueError
 from trading.domain.identifiers import AccountId, ClientOrderId, Currency, Venue
-from trading.domain.instruments import Instrument
+from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.money import ZERO
 from trading.domain.portfolio import Balance
 from trading.ports.clock import Clock
-from trading.ports.venue import ExecutionVenue, PreparedOrder, VenueOrderState, VenueReport, VenueTrade
+from trading.ports.venue import ExecutionVenue, PreparedOrder, VenueOrderState, VenueQuote, VenueReport, VenueTrade
 from trading.testing.builders import ACCOUNT, PAPER, build_instrument
 
 T = TypeVar("T")
 
 
 class Operation(StrEnum):
-    """What a fault is attached to. READ is open_orders, trades_since and balances."""
+    """What a fault is attached to. READ is open_orders, trades_since, balances and quote."""
 
     PREPARE = "prepare"
     SEND = "send"
@@ -203,6 +203,10 @@ class FaultyVenue:
     async def trades_since(self, since_ms: int) -> list[VenueTrade]:
         """Read from the venue behind; every request fault applies."""
         return await self._read(lambda: self.inner.trades_since(since_ms))
+
+    async def quote(self, instrument_id: InstrumentId) -> VenueQuote | None:
+        """Read from the venue behind; every request fault applies."""
+        return await self._read(lambda: self.inner.quote(instrument_id))
 
     async def balances(self) -> dict[Currency, Balance]:
         """Read from the venue behind; every request fault applies."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HEADS: Final = {
     "coordinator": "coordinator_0001",
     "risk": "risk_0003",
-    "execution": "execution_0002",
+    "execution": "execution_0003",
     "wallet": "wallet_0001",
     "market": "market_0001",
 }

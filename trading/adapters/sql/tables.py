@@ -137,6 +137,15 @@ def _execution(metadata: MetaData) -> None:
         *_int("min_policy_version", "updated_ms"),
         *_text("scopes"),
     )
+    Table(
+        "standing_exits",
+        metadata,
+        *(_key(name) for name in ("account_id", "venue", "symbol", "side")),
+        *_text("exit_id", "envelope"),
+        *_int("expires_ms", "adopted_ms"),
+    )
+    Table("protections", metadata, _key("account_id"), _key("venue"), _key("symbol"), *_text("guard_json"))
+    Table("equity_days", metadata, _key("account_id"), *_int("day"), *_text("equity"), *_int("taken_ms"))
 
 
 def _coordinator(metadata: MetaData) -> None:

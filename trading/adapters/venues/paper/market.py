@@ -21,6 +21,7 @@ class Market:
         self.resting = {side: Resting(side) for side in Side}
         self.has_book = False
         self.book_ts_ms = 0
+        self.seen_ms = 0  # our own clock when the last book came in
         self._stops: dict[PaperOrder, None] = {}
 
     @property

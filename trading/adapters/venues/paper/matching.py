@@ -41,7 +41,7 @@ from trading.domain.instruments import Instrument
 from trading.domain.market_data import OrderBook, Side, TradePrint
 from trading.domain.money import ZERO, add, multiply
 from trading.domain.proposals import TimeInForce
-from trading.ports.venue import VenueOrderState, VenueTrade
+from trading.ports.venue import VenueOrderState, VenueQuote, VenueTrade
 
 
 class PaperExchange:
@@ -126,6 +126,7 @@ class PaperExchange:
         market = self._markets.get(book.instrument_id.symbol)
         if market is None or not market.update(book):
             return step
+        market.seen_ms = now_ms
         if market.has_own_orders:
             for side in Side:
                 self._fill_crossed(market, side, step)
@@ -143,6 +144,14 @@ class PaperExchange:
             self._settle_end(market, order, step)
         self._trigger(market, market.stops_hit_by_print(trade), step)
         return step
+
+    def quote(self, symbol: Symbol) -> VenueQuote | None:
+        """Return the best prices that an order would meet now; None before the first book."""
+        market = self._markets.get(symbol)
+        if market is None or not market.has_book:
+            return None
+        bid, ask = (market.opposite(side).best() for side in (Side.SELL, Side.BUY))
+        return VenueQuote(bid, ask, market.seen_ms)
 
     # Entering -------------------------------------------------------------------------------------------------
 

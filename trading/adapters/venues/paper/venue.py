@@ -27,11 +27,11 @@ from trading.adapters.venues.paper.rules import FEES_IN_QUOTE, FeeSchedule
 from trading.domain.approvals import ApprovedOrder
 from trading.domain.errors import ConfigurationError, NonRetryable, OutcomeUnknown, Retryable, VenueError
 from trading.domain.identifiers import AccountId, ClientOrderId, Currency, Symbol, Venue
-from trading.domain.instruments import Instrument
+from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import OrderBook, TradePrint
 from trading.domain.portfolio import Balance
 from trading.ports.clock import Clock
-from trading.ports.venue import PreparedOrder, VenueOrderState, VenueReport, VenueTrade
+from trading.ports.venue import PreparedOrder, VenueOrderState, VenueQuote, VenueReport, VenueTrade
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +222,10 @@ class PaperVenue:
         return await self._request(
             None, lambda: trades[bisect_left(trades, since_ms, key=lambda trade: trade.venue_ts_ms) :]
         )
+
+    async def quote(self, instrument_id: InstrumentId) -> VenueQuote | None:
+        """Return the best prices that orders would meet here now, what they have taken already left out."""
+        return await self._request(None, lambda: self.exchange.quote(instrument_id.symbol))
 
     async def balances(self) -> dict[Currency, Balance]:
         """Return the account's balances."""

@@ -1,0 +1,84 @@
+"""What an agent may ask of a stop: to be nearer, never to be farther."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+from mcp_servers.execution.protection.guards import Guard
+from mcp_servers.execution.protection.stops import Tightening, deadline_ms, is_hit, is_nearer
+from trading.domain.errors import GateRefused
+from trading.domain.money import plain
+from trading.domain.standing_exits import StopPlan
+
+LOOSENED = "PROTECTION_LOOSENED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is asked for; at least one of the three.
+
+    Attributes:
+        stop_price: quote per base, on the tick.
+        trailing_bps: behind the best price since the entry, basis points, > 0.
+        hold_max_s: seconds from the entry on, > 0.
+    """
+
+    stop_price: Decimal | None = None
+    trailing_bps: Decimal | None = None
+    hold_max_s: int | None = None
+
+
+def tighten(guard: Guard, plan: StopPlan, wish: Wish, *, price: Decimal | None) -> Guard:
+    """Return the guard with what was asked for on top of what holds.
+
+    Args:
+        guard: of an open position.
+        plan: of its exit.
+        wish: see :class:`Wish`.
+        price: at which the position could be closed now, None when unknown.
+
+    Raises:
+        GateRefused: PROTECTION_LOOSENED, it is not nearer than what holds, with the present level;
+            PROTECTION_WOULD_TRIGGER, the market is at or beyond it already.
+    """
+    asked = guard.asked
+    if wish.stop_price is not None:
+        _check_price(guard, wish.stop_price, price)
+        asked = replace(asked, stop_price=wish.stop_price)
+    if wish.trailing_bps is not None:
+        known = [each for each in (plan.trailing_bps, asked.trailing_bps) if each is not None]
+        if known and wish.trailing_bps >= min(known):
+            _refuse("the trailing distance", f"{plain(min(known))} bps")
+        asked = replace(asked, trailing_bps=wish.trailing_bps)
+    if wish.hold_max_s is not None:
+        asked = _hold(guard, plan, asked, wish.hold_max_s)
+    return replace(guard, asked=asked)
+
+
+def _check_price(guard: Guard, wanted: Decimal, price: Decimal | None) -> None:
+    stop = guard.stop
+    if stop is not None and not is_nearer(guard.side, wanted, stop.price):
+        _refuse("the stop", plain(stop.price))
+    if price is not None and is_hit(guard.side, wanted, price):
+        raise GateRefused(
+            f"the market is at {plain(price)}: a stop at {plain(wanted)} would close the position at once",
+            code="PROTECTION_WOULD_TRIGGER",
+            suggestion="to close now, ask risk to approve a reduce-only order",
+        )
+
+
+def _hold(guard: Guard, plan: StopPlan, asked: Tightening, hold_max_s: int) -> Tightening:
+    wanted_ms, known_ms = guard.opened_ms + hold_max_s * 1_000, deadline_ms(guard.opened_ms, plan.hold_max_ms, asked)
+    if known_ms is not None and wanted_ms >= known_ms:
+        _refuse("the longest time", f"{(known_ms - guard.opened_ms) // 1_000} s from the entry")
+    return replace(asked, hold_until_ms=wanted_ms)
+
+
+def _refuse(what: str, present: str) -> None:
+    raise GateRefused(
+        f"{what} would not be tighter than it is: now {present}",
+        code=LOOSENED,
+        suggestion="a stop may only be tightened",
+        allowed=(present,),
+    )
