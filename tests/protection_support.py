@@ -19,9 +19,8 @@ from trading.domain.market_data import OrderBook, Side
 from trading.domain.orders import Order
 from trading.domain.proposals import Mode
 from trading.domain.standing_exits import PROTECTION, STANDING_EXIT_PAYLOAD_TYPE, ExitTerms, StandingExit, StopPlan
-from trading.ports.ledger import EventDraft, Unit
+from trading.ports.ledger import EventDraft, Insert, Unit
 from trading.testing.builders import ACCOUNT, BTC_USDT, INSTRUMENT_ID, PAPER, build_book
-from trading.testing.ledger import InMemoryLedger
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -97,8 +96,8 @@ class GuardedDesk(Desk):
             terms = replace(terms, side=Side.BUY, floor=D(120_000))
         return replace(approval, standing_exit=terms)
 
-    async def sign_exit(self, signer: Any = RISK, **fields: Any) -> StandingExit:
-        """Let risk renew the exit, and the room follow."""
+    async def sign_exit(self, signer: Any = RISK, *, followed: bool = True, **fields: Any) -> StandingExit:
+        """Let risk renew the exit, and the room follow unless it is not running."""
         self.issued += 1
         options = {"exit_id": ApprovalId(f"exit-{self.issued}"), "mode": Mode.PAPER, "venue": PAPER, **fields}
         found = StandingExit(
@@ -113,8 +112,19 @@ class GuardedDesk(Desk):
             }
         )
         text = seal(codec.canonical(found), STANDING_EXIT_PAYLOAD_TYPE, signer).to_json()
-        await self.risk.commit(Unit(events=(EventDraft(ExitSigned(exit=found, envelope=text)),)))
-        await self.follow_risk()
+        row = {
+            "exit_id": found.exit_id,
+            "venue": found.venue,
+            "symbol": found.symbol,
+            "state": "current",
+            "envelope": text,
+            "issued_ms": found.issued_ms,
+            "expires_ms": found.terms.expires_ms,
+        }
+        event = EventDraft(ExitSigned(exit=found, envelope=text))
+        await self.risk.commit(Unit(events=(event,), writes=(Insert("standing_exits", row),)))
+        if followed:
+            await self.follow_risk()
         return found
 
     async def follow_risk(self) -> None:
@@ -169,8 +179,3 @@ class GuardedDesk(Desk):
     def alarms(self) -> list[str]:
         """Return the codes of all alarms, in order."""
         return [event.code for event in self.events(AlarmRaised)]
-
-
-def ledger_of(desk: Desk) -> InMemoryLedger:
-    """Return execution's ledger."""
-    return desk.ledger

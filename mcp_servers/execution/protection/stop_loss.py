@@ -258,6 +258,7 @@ class StopLoss:
             self._watching.missing(post)
             return
         self.alarms.end(alarms.MISSING, name)
+        post.measure(found.terms.plan)
         self._watching.life(post, found)
         post.restop(found, position.average_price)
         if any(order.status in _DOUBT for order in self._parts.resting.orders(name)):
