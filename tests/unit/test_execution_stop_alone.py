@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 
 import pytest
@@ -10,11 +11,12 @@ from tests.execution_support import RISK
 from tests.protection_support import DAY_MS, HOUR_MS, GuardedDesk, plan
 from trading.domain.approvals import Fate, TradingState
 from trading.domain.errors import LedgerUnavailable
-from trading.domain.events import OrderInitialized, OrderNotSent
+from trading.domain.events import EventEnvelope, OrderInitialized, OrderNotSent
 from trading.domain.market_data import Side
 from trading.domain.orders import OrderStatus
 from trading.domain.proposals import OrderType
 from trading.domain.standing_exits import ExitSlice
+from trading.ports.ledger import Unit
 from trading.testing.builders import ACCOUNT, INSTRUMENT_ID
 from trading.testing.keys import make_test_signer
 from trading.testing.venue import Fault, Operation
@@ -268,11 +270,11 @@ async def test_an_exit_that_ends_between_claim_and_send_sends_nothing() -> None:
     desk.price("56000")
     commit = desk.ledger.commit
 
-    async def slow(unit: object) -> object:
+    async def slow(unit: Unit) -> Sequence[EventEnvelope]:
         desk.clock.advance(1)
-        return await commit(unit)  # type: ignore[arg-type]
+        return await commit(unit)
 
-    desk.ledger.commit = slow  # type: ignore[method-assign, assignment]
+    desk.ledger.commit = slow  # type: ignore[method-assign]
     await desk.stops.attend(INSTRUMENT_ID)
     desk.ledger.commit = commit  # type: ignore[method-assign]
     assert [each.code for each in desk.events(OrderNotSent)] == ["GATE_EXPIRED"]
