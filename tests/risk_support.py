@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +14,7 @@ from mcp_servers.risk.parts import RiskParts
 from mcp_servers.risk.policies.pipeline import RULES, RuleFunction
 from mcp_servers.risk.service import RiskService
 from mcp_servers.risk.sign_off import Answer
-from trading.domain.approvals import Fate
+from trading.domain.approvals import ApprovedOrder, Effect, Fate
 from trading.domain.errors import Unavailable
 from trading.domain.events import (
     AccountFunded,
@@ -30,6 +30,7 @@ from trading.domain.fills import Fill, Liquidity
 from trading.domain.identifiers import (
     AccountId,
     AgentId,
+    ApprovalId,
     Currency,
     DecisionId,
     OrderId,
@@ -43,8 +44,9 @@ from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import OrderBook, Side
 from trading.domain.proposals import Mode, OrderType, TimeInForce
 from trading.domain.sizing import SizeUnit
+from trading.domain.standing_exits import PROTECTION, ExitSlice, StandingExit
 from trading.ports.ledger import EventDraft, Insert, Unit
-from trading.testing.builders import ACCOUNT, BTC_USDT, PAPER, build_book, build_instrument
+from trading.testing.builders import ACCOUNT, BTC_USDT, PAPER, build_approved_order, build_book, build_instrument
 from trading.testing.clock import ManualClock, SeededIds
 from trading.testing.keys import make_test_signer
 from trading.testing.ledger import InMemoryLedger
@@ -237,6 +239,50 @@ class Desk:
         status = "filled" if total >= order.quantity else "partially_filled"
         await self.write(OrderFilled(fill=fill, status=status, filled=total))
 
+    async def protect(
+        self, found: StandingExit, quantity: str | Decimal, *, number: int = 1, terms: Any = None, **event: Any
+    ) -> tuple[OrderId, ApprovalId]:
+        """Let a stop of that exit be written down and rest at the venue."""
+        used = ExitSlice(exit_id=found.exit_id, number=number)
+        order_id = OrderId(f"stop-{used.approval_id}")
+        opened = OrderInitialized(
+            order_id=order_id,
+            approval_id=used.approval_id,
+            agent_id=PROTECTION,
+            effect=Effect.REDUCE,
+            terms=stop_terms(used, quantity, **(terms or {})),
+            exit_slice=used,
+        )
+        await self.write(
+            replace(opened, **event),
+            OrderSubmitted(order_id=order_id),
+            OrderAccepted(order_id=order_id, venue_order_id=VenueOrderId(f"v-{order_id}")),
+        )
+        return order_id, used.approval_id
+
+    async def stop_fills(self, order_id: OrderId, quantity: str | Decimal, price: str = "56500") -> None:
+        """Let a stop sell so much of its rest."""
+        held = self.risk.portfolio.book.order(order_id)
+        assert held is not None
+        self.trades += 1
+        total = self.filled[order_id] = self.filled.get(order_id, Decimal(0)) + Decimal(quantity)
+        fill = Fill(
+            trade_id=TradeId(f"t{self.trades}"),
+            order_id=order_id,
+            client_order_id=held.terms.client_order_id,
+            account_id=held.terms.account_id,
+            instrument_id=held.terms.instrument_id,
+            side=held.terms.side,
+            quantity=Decimal(quantity),
+            price=Decimal(price),
+            fee=Decimal(0),
+            fee_currency=USDT,
+            liquidity=Liquidity.TAKER,
+            venue_ts_ms=self.clock.now_ms(),
+        )
+        status = "filled" if total >= held.terms.quantity else "partially_filled"
+        await self.write(OrderFilled(fill=fill, status=status, filled=total))
+
     async def cancel(self, item: Approved) -> None:
         await self.write(OrderCanceled(order_id=OrderId(f"order-{item.approval.approval_id}"), reason="asked"))
 
@@ -251,9 +297,21 @@ class Desk:
 
 
 def replace_parts(parts: RiskParts, **changes: Any) -> RiskParts:
-    from dataclasses import replace
-
     return replace(parts, **changes)
+
+
+def stop_terms(used: ExitSlice, quantity: str | Decimal, **changes: Any) -> ApprovedOrder:
+    """Return a resting stop that sells, as the slice of an exit names it."""
+    terms: dict[str, Any] = {
+        "side": Side.SELL,
+        "order_type": OrderType.STOP_LIMIT,
+        "time_in_force": TimeInForce.GTC,
+        "stop_price": "57000",
+        "limit_price": "56000",
+        "reduce_only": True,
+        **changes,
+    }
+    return build_approved_order(approval_id=used.approval_id, quantity=str(quantity), **terms)
 
 
 async def open_desk(

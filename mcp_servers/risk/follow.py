@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final
 
 from trading.adapters.ledger_follower import LedgerFollower
 from trading.domain.errors import LedgerError
-from trading.domain.events import AlarmRaised, ReservationReleased
+from trading.domain.events import AlarmRaised, EventEnvelope, ReservationReleased
 from trading.ports.clock import Clock
 from trading.ports.ledger import Ledger, LedgerReader, Row
 
 from .assessment import reservation_of
 from .journal import OPEN, RELEASE_ASKED, approved_of, release_unit
 from .portfolio import Changes, Portfolio
+from .protective import KnownExits
 
 log = logging.getLogger("grekko.risk")
 
@@ -49,6 +50,8 @@ class ExecutionFollower:
         self._rows = rows
         self._changed = changed
         self._follower = LedgerFollower(execution, wakeups=wakeups, poll_ms=_POLL_MS, clock=clock)
+        self._exits = KnownExits(ledger)
+        portfolio.covers = self._exits.covers
         self._pending: list[ReservationReleased] = []
         self._alarms: list[AlarmRaised] = []
         self._writing = asyncio.Lock()
@@ -69,6 +72,7 @@ class ExecutionFollower:
             self._portfolio.reservations.add(reservation_of(approved.approval))
             self._rows[approved.approval.approval_id] = row
         while events := await self._follower.read():
+            await self._exits.learn(events)
             self._collect(self._portfolio.apply(events, live=False))
         for foreign in self._portfolio.foreign_orders():
             message = "an open order has no approval of this desk; it counts against the limits"
@@ -81,13 +85,17 @@ class ExecutionFollower:
     async def step(self) -> int:
         """Apply what is new now; return how many events there were."""
         events = await self._follower.read()
-        await self._take(self._portfolio.apply(events, live=True))
+        await self._take(events)
         return len(events)
 
     async def run(self) -> None:
         """Follow until cancelled."""
         async for events in self._follower:
-            await self._take(self._portfolio.apply(events, live=True))
+            await self._take(events)
+
+    def watch(self, now_ms: int) -> None:
+        """Raise an alarm for stops that stay larger than what they protect; ``write`` writes it."""
+        self._alarms.extend(self._portfolio.judge_stops(now_ms))
 
     def notify(self) -> None:
         """Make the next read come now."""
@@ -117,8 +125,12 @@ class ExecutionFollower:
         self._pending.extend(changes.released)
         self._alarms.extend(changes.alarms)
 
-    async def _take(self, changes: Changes) -> None:
-        self._collect(changes)
+    async def _take(self, events: Sequence[EventEnvelope]) -> None:
+        try:
+            await self._exits.learn(events)
+        except LedgerError as error:  # an exit that cannot be looked up is unknown: its order raises an alarm
+            log.error("standing exits cannot be looked up (%s)", error.code)
+        self._collect(self._portfolio.apply(events, live=True))
         await self.write()
         if self._changed is not None:
             await self._changed()

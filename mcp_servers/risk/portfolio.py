@@ -7,8 +7,8 @@ stops counting only when the ledger says how it ended.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, NamedTuple
@@ -30,6 +30,7 @@ from trading.domain.market_data import Side
 from trading.domain.money import ZERO, add, multiply, subtract
 from trading.domain.orders import Order, OrderStatus
 from trading.domain.positions import Position
+from trading.domain.standing_exits import PROTECTION
 
 from .activity import Activity
 from .reservations import Reservation, ReservationBook, resting_price, unit_cost_of
@@ -38,6 +39,13 @@ from .reservations import Reservation, ReservationBook, resting_price, unit_cost
 _FOREIGN_FEE = Decimal("0.02")
 #: Orders of an earlier run looked at to fill the turnover windows again; the newest are kept.
 _REBUILT_KEPT: Final = 50_000
+#: Orders of standing exits remembered after they ended: one that is found alive again is no stranger.
+_STOPS_KEPT: Final = 4_096
+#: How long stops may look larger than the position before they are.
+_STOP_GRACE_MS: Final = 2_000
+
+#: Whether an order, written at that time, is one that a standing exit allows.
+Covers = Callable[[OrderInitialized, int], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,10 @@ class Portfolio:
         self.funded: dict[Currency, Decimal] = {}
         self._beyond: tuple[int, dict[Currency, Decimal]] = (0, {})  # as of which event, and what trading changed
         self.activity = Activity()
+        self.covers: Covers = _nothing_covers
+        self._stops: OrderedDict[ApprovalId, None] = OrderedDict()  # orders of standing exits, the newest
+        self._too_large_since: dict[tuple[InstrumentId, Side], int] = {}
+        self._builders: dict[OrderId, set[AgentId]] = {}
         self.holders: dict[InstrumentId, set[AgentId]] = {}  # whose entries built each open position
         self.rebuilt: deque[OpenedOrder] = deque(maxlen=_REBUILT_KEPT)
         self._earned: dict[OrderId, Decimal] = {}
@@ -189,6 +201,34 @@ class Portfolio:
         """Return the open orders that risk never approved."""
         return [item for item in self.reservations if item.foreign]
 
+    def judge_stops(self, now_ms: int) -> list[AlarmRaised]:
+        """Return an alarm for each stop that has been larger than the position for too long; it counts in full then.
+
+        Not at once: execution's memory is ahead of its ledger, so a stop may be read before the fill that it protects.
+        """
+        stops: dict[tuple[InstrumentId, Side], list[Reservation]] = {}
+        for item in self.reservations.protective():
+            stops.setdefault((item.instrument_id, item.side), []).append(item)
+        self._too_large_since = {
+            key: self._too_large_since.get(key, now_ms)
+            for key, found in stops.items()
+            if self._are_too_large(key, found)
+        }
+        late = [key for key, since in self._too_large_since.items() if now_ms - since >= _STOP_GRACE_MS]
+        alarms: list[AlarmRaised] = []
+        for item in [item for key in late for item in stops[key]]:
+            self.reservations.expose(item.approval_id)
+            message = "stops would close more than is open; they count in full against the limits"
+            alarms.append(_alarm("STOP_TOO_LARGE", message, item.order_id or item.approval_id))
+        return alarms
+
+    def _are_too_large(self, key: tuple[InstrumentId, Side], stops: Sequence[Reservation]) -> bool:
+        open_now = self.book.position(key[0]).quantity
+        leaves = ZERO
+        for item in stops:
+            leaves = add(leaves, item.leaves)
+        return leaves > (open_now if key[1] is Side.SELL else -open_now)
+
     def _apply(
         self,
         envelope: EventEnvelope,
@@ -205,10 +245,10 @@ class Portfolio:
         match event:
             case OrderInitialized():
                 if event.terms.account_id == self.account_id:
-                    if not live:
+                    if not live and event.exit_slice is None:
                         opened = OpenedOrder(event.approval_id, event.agent_id, event.terms, envelope.timestamp_ms)
                         self.rebuilt.append(opened)
-                    self._consumed(event, alarms, live=live)
+                    self._consumed(event, envelope.timestamp_ms, alarms, live=live)
             case OrderFilled(fill=fill):
                 self._reported[fill.order_id] = event.filled
                 if before is not None and (stopped := self._filled(event, before, envelope.timestamp_ms)) and live:
@@ -226,10 +266,15 @@ class Portfolio:
         if order is not None:
             self._follow(order, released)
 
-    def _consumed(self, event: OrderInitialized, alarms: list[AlarmRaised], *, live: bool) -> None:
+    def _consumed(self, event: OrderInitialized, at_ms: int, alarms: list[AlarmRaised], *, live: bool) -> None:
         if self.reservations.get(event.approval_id) is None:
-            self.reservations.add(_foreign(event.approval_id, event.agent_id, event.effect, event.terms))
-            if live:
+            is_stop = event.exit_slice is not None and self.covers(event, at_ms)
+            if is_stop:
+                self._stops[event.approval_id] = None
+                if len(self._stops) > _STOPS_KEPT:
+                    self._stops.popitem(last=False)
+            self._count(event.approval_id, event.agent_id, event.effect, event.terms)
+            if live and not is_stop:
                 message = "execution has an order for which risk holds no approval"
                 alarms.append(_alarm("ORDER_WITHOUT_APPROVAL", message, event.order_id))
         self.reservations.consume(event.approval_id, event.order_id)
@@ -239,15 +284,34 @@ class Portfolio:
         if order.is_terminal and self._fills_complete(order):
             self._reported.pop(order.order_id, None)
             if (earned := self._earned.pop(order.order_id, None)) is not None:
-                self.activity.closed(order.agent_id, earned, order.updated_ms)
+                for agent_id in self._builders.pop(order.order_id, None) or (order.agent_id,):
+                    self.activity.closed(agent_id, earned, order.updated_ms)
             self._release(order.approval_id, order.status.value, released)
             return
         leaves = max(ZERO, subtract(order.terms.quantity, order.filled))
         if not order.is_terminal and self.reservations.get(order.approval_id) is None:
             # Real world: an order thought absent is found alive. It counts again from here.
-            self.reservations.add(_foreign(order.approval_id, order.agent_id, order.effect, order.terms))
+            self._count(order.approval_id, order.agent_id, order.effect, order.terms)
             self.reservations.consume(order.approval_id, order.order_id)
         self.reservations.shrink(order.approval_id, leaves)
+
+    def _count(self, approval_id: ApprovalId, agent_id: AgentId, effect: Effect, terms: ApprovedOrder) -> None:
+        """Count an order that has no approval: one of a standing exit, or one that should not be."""
+        is_stop = approval_id in self._stops
+        self.reservations.add(
+            Reservation(
+                approval_id=approval_id,
+                agent_id=agent_id,
+                instrument_id=terms.instrument_id,
+                side=terms.side,
+                effect=effect,
+                quantity=terms.quantity,
+                unit_cost=unit_cost_of(terms, _FOREIGN_FEE),
+                rests_at=resting_price(terms),
+                foreign=not is_stop,
+                protective=is_stop,
+            )
+        )
 
     def _filled(self, event: OrderFilled, before: Position, at_ms: int) -> AlarmRaised | None:
         """Tell the activity what a fill was: an entry, a close, or neither; an alarm when it stops the agent."""
@@ -256,6 +320,8 @@ class Portfolio:
         after = self.book.position(fill.instrument_id)
         if order is None or after is before:
             return None
+        if order.agent_id == PROTECTION:  # what a stop loses is lost by those who built the position
+            self._builders.setdefault(order.order_id, set()).update(self.holders.get(fill.instrument_id, ()))
         if not after.quantity:
             self.holders.pop(fill.instrument_id, None)
         elif order.effect is Effect.INCREASE:
@@ -278,22 +344,12 @@ class Portfolio:
 
     def _release(self, approval_id: ApprovalId, evidence: str, released: list[ReservationReleased]) -> None:
         reservation = self.reservations.remove(approval_id)
-        if reservation is not None and not reservation.foreign:
+        if reservation is not None and not (reservation.foreign or reservation.protective):
             released.append(ReservationReleased(approval_id=approval_id, evidence=evidence))
 
 
-def _foreign(approval_id: ApprovalId, agent_id: AgentId, effect: Effect, terms: ApprovedOrder) -> Reservation:
-    return Reservation(
-        approval_id=approval_id,
-        agent_id=agent_id,
-        instrument_id=terms.instrument_id,
-        side=terms.side,
-        effect=effect,
-        quantity=terms.quantity,
-        unit_cost=unit_cost_of(terms, _FOREIGN_FEE),
-        rests_at=resting_price(terms),
-        foreign=True,
-    )
+def _nothing_covers(_: OrderInitialized, __: int) -> bool:
+    return False
 
 
 def _alarm(code: str, message: str, subject: str) -> AlarmRaised:

@@ -63,6 +63,8 @@ class Exposure:
 
     Attributes:
         buy_open, sell_open: base that may still be bought or sold.
+        protected: base that stops may still sell; not in ``sell_open``, because execution withdraws a stop before it
+            sends a reduce that needs the quantity.
         buy_cost: quote that the buys may still cost, fees included.
         orders: how many promises are open.
         changes: how often any of it has changed.
@@ -70,7 +72,7 @@ class Exposure:
             there never was one.
     """
 
-    __slots__ = ("buy_cost", "buy_open", "changes", "orders", "resting_buys", "resting_sells", "sell_open")
+    __slots__ = ("buy_cost", "buy_open", "changes", "orders", "protected", "resting_buys", "resting_sells", "sell_open")
 
     def __init__(self) -> None:
         self.changes = 0
@@ -79,6 +81,7 @@ class Exposure:
         self.resting_sells: RestingPrices | None = None
         self.buy_open = ZERO
         self.sell_open = ZERO
+        self.protected = ZERO
         self.buy_cost = ZERO
 
     def best_resting(self, side: Side) -> Decimal | None:
@@ -118,6 +121,7 @@ class Reservation:
         leaves: base that may still trade.
         rests_at: limit price at which it may come to rest in the book, quote per base; None when it cannot, or not yet.
         order_id: the order that consumed the approval, None before.
+        protective: an order of a standing exit; a sale of this kind takes nothing from what others may still close.
         foreign: execution has this order but risk has no approval for it; it counts all the same.
         uncertain: its commit failed and nobody knows yet whether it is in the ledger.
     """
@@ -130,6 +134,7 @@ class Reservation:
         "instrument_id",
         "leaves",
         "order_id",
+        "protective",
         "rests_at",
         "side",
         "uncertain",
@@ -148,6 +153,7 @@ class Reservation:
         unit_cost: Decimal,
         rests_at: Decimal | None = None,
         foreign: bool = False,
+        protective: bool = False,
     ) -> None:
         self.approval_id = approval_id
         self.agent_id = agent_id
@@ -159,6 +165,7 @@ class Reservation:
         self.rests_at = rests_at
         self.order_id: OrderId | None = None
         self.foreign = foreign
+        self.protective = protective
         self.uncertain = False
 
 
@@ -190,6 +197,7 @@ class ReservationBook:
         self._by_agent: dict[AgentId, AgentUse] = {}
         self._promised: dict[Currency, Decimal] = {}
         self._at_venue: dict[Venue, int] = {}
+        self._protective: dict[ApprovalId, Reservation] = {}
         self.changes = 0  # of all instruments together
 
     def __len__(self) -> int:
@@ -226,11 +234,25 @@ class ReservationBook:
         """Return what open orders may still take out of one currency: the cost of buys in it, and sells of it."""
         return self._promised.get(currency, ZERO)
 
+    def protective(self) -> list[Reservation]:
+        """Return the open orders of standing exits."""
+        return list(self._protective.values())
+
+    def expose(self, approval_id: ApprovalId) -> None:
+        """Count an order of a standing exit as any other from now on: it may do more than it should."""
+        reservation = self._protective.pop(approval_id, None)
+        if reservation is not None:
+            self._count(reservation, -reservation.leaves)
+            reservation.protective, reservation.foreign = False, True
+            self._count(reservation, reservation.leaves)
+
     def add(self, reservation: Reservation) -> None:
         """Count a reservation; adding the same approval twice counts it once."""
         if reservation.approval_id in self._open:
             return
         self._open[reservation.approval_id] = reservation
+        if reservation.protective:
+            self._protective[reservation.approval_id] = reservation
         use = self._by_agent.get(reservation.agent_id)
         if use is None:
             use = self._by_agent[reservation.agent_id] = AgentUse()
@@ -258,6 +280,7 @@ class ReservationBook:
         reservation = self._open.pop(approval_id, None)
         if reservation is None:
             return None
+        self._protective.pop(approval_id, None)
         self._count(reservation, -reservation.leaves)
         self._list(reservation, -1)
         if reservation.order_id is None:
@@ -283,6 +306,9 @@ class ReservationBook:
             currency, amount = quote, cost
             exposure.buy_open = add(exposure.buy_open, change)
             exposure.buy_cost = add(exposure.buy_cost, cost)
+        elif reservation.protective:
+            exposure.protected = add(exposure.protected, change)
+            amount = ZERO
         else:
             exposure.sell_open = add(exposure.sell_open, change)
         exposure.changes += 1

@@ -133,6 +133,7 @@ class RiskService:
         await live.heartbeats.beat()
         await live.breaker.save()
         await live.exits.step(frame)
+        live.follower.watch(frame.now_ms)
         await self.numbers.follow(frame, self.parts.ledger)
         await live.sign_off.settle()
         await live.follower.write()

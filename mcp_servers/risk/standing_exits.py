@@ -84,9 +84,7 @@ class StandingExits:
 
     async def step(self, frame: Frame) -> Sequence[StandingExit]:
         """Sign what is due and return what was committed; what fails is due again."""
-        if frame.state is TradingState.FROZEN:
-            return ()
-        open_now = frame.portfolio.open_positions()
+        open_now = [each for each in frame.portfolio.open_positions() if not _is_frozen(frame, each.instrument_id)]
         due = [terms for position in open_now if (terms := self._due(frame, position)) is not None][:_AT_ONCE]
         if not due:
             return ()
@@ -154,6 +152,10 @@ class StandingExits:
                 *[Upsert(TABLE, {**row, "state": REPLACED}) for row in replaced],
             ),
         )
+
+
+def _is_frozen(frame: Frame, instrument_id: InstrumentId) -> bool:
+    return frame.state_for(_NOBODY, instrument_id.symbol).state is TradingState.FROZEN
 
 
 def exit_of(row: Row) -> StandingExit:

@@ -17,6 +17,8 @@ from mcp_servers.risk.orders import OrderRequest
 from tests.risk_support import USDT, market, open_desk, order, sell, wide_limits, wide_symbol
 from trading.domain.approvals import Fate
 from trading.domain.errors import LedgerUnavailable, Unavailable
+from trading.domain.events import OrderCanceled
+from trading.domain.identifiers import ApprovalId, OrderId
 from trading.domain.market_data import Side
 from trading.testing.builders import BTC_USDT, INSTRUMENT_ID
 
@@ -53,6 +55,8 @@ class WorstCase(RuleBasedStateMachine):
         self.held = Decimal(0)
         self.cash = Decimal(0)
         self.number = 0
+        self.stop: tuple[OrderId, ApprovalId, Decimal] | None = None
+        self.slices = 0
 
     def run_now(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
@@ -85,7 +89,10 @@ class WorstCase(RuleBasedStateMachine):
             self.run_now(self.desk.risk.live.sign_off.settle())
             if self.number % 2:
                 return  # the commit never landed and the request was made void
-        self.unused += self.run_now(self.desk.ask(*asked, request_id=request_id)).approved
+        approved = self.run_now(self.desk.ask(*asked, request_id=request_id)).approved
+        self.unused += approved
+        if any(item.approval.order.side is Side.SELL for item in approved):
+            assert self._sells(self.unused) + self._working_sells() <= self.held, "promised to sell more than there is"
 
     @precondition(lambda self: self.unused)
     @rule(data=st.data(), fate=st.sampled_from([Fate.LAPSED, Fate.VOIDED]))
@@ -97,6 +104,11 @@ class WorstCase(RuleBasedStateMachine):
     @rule(data=st.data())
     def send(self, data: st.DataObject) -> None:
         item = self.unused.pop(data.draw(st.integers(0, len(self.unused) - 1)))
+        if item.approval.order.side is Side.SELL:
+            self.make_room(item.approval.order.quantity)
+            if item.approval.order.quantity > self.held - self._working_sells():
+                self.run_now(self.desk.end(item, Fate.VOIDED))  # a stop was faster
+                return
         self.run_now(self.desk.consume(item))
         self.number += 1
         self.working[self.number] = (item, item.approval.order.quantity)
@@ -125,6 +137,52 @@ class WorstCase(RuleBasedStateMachine):
         item, _ = self.working.pop(data.draw(st.sampled_from(sorted(self.working))))
         self.run_now(self.desk.cancel(item))
 
+    # -- stops, as execution places them --------------------------------------------------------------------------
+
+    def _sells(self, items: list[Approved]) -> Decimal:
+        orders = [item.approval.order for item in items]
+        return sum((order.quantity for order in orders if order.side is Side.SELL), Decimal(0))
+
+    def _working_sells(self) -> Decimal:
+        working = self.working.values()
+        return sum((leaves for item, leaves in working if item.approval.order.side is Side.SELL), Decimal(0))
+
+    def make_room(self, quantity: Decimal) -> None:
+        """Withdraw the stop when a reduce needs what it protects."""
+        if self.stop is not None and quantity > self.held - self._working_sells() - self.stop[2]:
+            self.withdraw_stop()
+
+    @precondition(lambda self: self.stop is not None)
+    @rule()
+    def withdraw_stop(self) -> None:
+        assert self.stop is not None
+        self.run_now(self.desk.write(OrderCanceled(order_id=self.stop[0], reason="moved")))
+        self.stop = None
+
+    @precondition(lambda self: self.stop is None and self.held > self._working_sells())
+    @rule(share=st.integers(1, 3))
+    def protect(self, share: int) -> None:
+        self.run_now(self.desk.refresh())
+        self.run_now(self.desk.risk.tick())
+        found = self.desk.risk.live.exits.current(INSTRUMENT_ID)
+        assert found is not None, "an open position without an exit"
+        free = self.held - self._working_sells()
+        quantity = max(Decimal("0.00001"), (free / share).quantize(Decimal("0.00001"), rounding="ROUND_DOWN"))
+        self.slices += 1
+        order_id, slice_id = self.run_now(self.desk.protect(found, quantity, number=self.slices))
+        self.stop = order_id, slice_id, quantity
+
+    @precondition(lambda self: self.stop is not None)
+    @rule(share=st.integers(1, 3))
+    def stop_fills(self, share: int) -> None:
+        assert self.stop is not None
+        order_id, slice_id, leaves = self.stop
+        quantity = max(Decimal("0.00001"), (leaves / share).quantize(Decimal("0.00001"), rounding="ROUND_DOWN"))
+        self.run_now(self.desk.stop_fills(order_id, quantity, "60000"))
+        self.held -= quantity
+        self.cash += quantity * 60_000
+        self.stop = None if quantity == leaves else (order_id, slice_id, leaves - quantity)
+
     @rule(ms=st.integers(1, 200_000))
     def let_time_pass(self, ms: int) -> None:
         self.desk.clock.advance(ms)
@@ -142,7 +200,7 @@ class WorstCase(RuleBasedStateMachine):
         live = [(i.approval.order, i.approval.order.quantity) for i in self.unused]
         live += [(i.approval.order, leaves) for i, leaves in self.working.values()]
         buys = sum((q for terms, q in live if terms.side is Side.BUY), Decimal(0))
-        sells = sum((q for terms, q in live if terms.side is Side.SELL), Decimal(0))
+        sells = self._working_sells() + (Decimal(0) if self.stop is None else self.stop[2])
         cost = sum((q * (terms.limit_price or 0) for terms, q in live if terms.side is Side.BUY), Decimal(0))
         assert self.held + buys <= self.position_max
         assert (self.held + buys) * Decimal("60000.5") <= self.gross_max
@@ -156,7 +214,10 @@ class WorstCase(RuleBasedStateMachine):
         known = {i.approval.approval_id for i in self.unused} | {
             i.approval.approval_id for i, _ in self.working.values()
         }
+        if self.stop is not None:
+            known.add(self.stop[1])
         risk = self.desk.risk
+        assert risk.portfolio.foreign_orders() == []
         assert {reservation.approval_id for reservation in risk.reservations} == known
         assert risk.portfolio.held(INSTRUMENT_ID) == self.held
         assert risk.portfolio.total(USDT) == self.cash

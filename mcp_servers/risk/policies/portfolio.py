@@ -53,7 +53,10 @@ def free_balance(c: OrderContext) -> Decimal:
     """Return what the order may still spend: quote for a buy, base for a sell; reservations of every symbol count."""
     base, quote = split_symbol(c.instrument_id)
     currency = quote if c.intent.side is Side.BUY else base
-    return subtract(c.frame.portfolio.total(currency), c.frame.reservations.promised(currency))
+    free = subtract(c.frame.portfolio.total(currency), c.frame.reservations.promised(currency))
+    if c.intent.side is Side.SELL and not c.reduces:
+        return subtract(free, c.exposure.protected)  # only what reduces the position takes the place of its stop
+    return free
 
 
 def daily_loss(c: OrderContext) -> RuleResult:
