@@ -17,6 +17,7 @@ from trading.domain.events import (
     ApprovalEnded,
     DecisionCompleted,
     EventEnvelope,
+    ExitSigned,
     OrderEvent,
     OrderFilled,
     OrderInitialized,
@@ -102,7 +103,10 @@ def _ids_of(event: EventEnvelope) -> set[str]:
         case ReservationReleased() | ApprovalEnded() as e:
             return {e.approval_id}
         case OrderInitialized() as e:
-            return {e.order_id, e.approval_id, e.terms.client_order_id}
+            used = [] if e.exit_slice is None else [e.exit_slice.exit_id]
+            return {e.order_id, e.approval_id, e.terms.client_order_id, *used}
+        case ExitSigned(exit=e):
+            return {e.exit_id}
         case OrderFilled(fill=fill):
             return {fill.order_id}
         case _:
@@ -166,6 +170,9 @@ def _approval_details(a: Approval) -> list[str]:
     ]
 
 
+_SIGNED = (ProposalOpened, VoteCast, ProposalDecided, RiskApproved, ExitSigned)
+
+
 def _verdict(story: Story) -> list[str]:
     fills = [event.payload.fill for event in story.events if isinstance(event.payload, OrderFilled)]
     lines: list[str] = []
@@ -178,7 +185,10 @@ def _verdict(story: Story) -> list[str]:
         )
     if story.findings:
         return [*lines, *(f"  NOT PROVEN {finding}" for finding in story.findings)]
-    signed = sum(isinstance(e.payload, (ProposalOpened, VoteCast, ProposalDecided, RiskApproved)) for e in story.events)
+    signed = sum(
+        isinstance(e.payload, (ProposalOpened, VoteCast, ProposalDecided, RiskApproved, ExitSigned))
+        for e in story.events
+    )
     ordered = any(isinstance(event.payload, OrderInitialized) for event in story.events)
     what = "the order is the approved one" if ordered else "there is no order"
     return [*lines, f"  all {signed} signatures verify; {what}"]

@@ -14,6 +14,7 @@ from decimal import Decimal
 from functools import partial
 from typing import TypeVar
 
+from grekko.exit_proofs import ExitProofs, require
 from grekko.ledgers import ROOMS, Ledgers, read_sound_events
 from trading.adapters import codec
 from trading.adapters.config import DeskHome
@@ -30,6 +31,8 @@ from trading.domain.events import (
     AgentRegistered,
     AgentRevoked,
     EventEnvelope,
+    ExitSigned,
+    OrderFilled,
     OrderInitialized,
     ProposalDecided,
     ProposalOpened,
@@ -60,7 +63,7 @@ class Proofs:
 
     Attributes:
         approvals: the approvals whose signature and content verified, by id.
-        orders: the approval of each order, by client order id.
+        orders: the approval of each order, or the slice of an exit that it used, by client order id.
     """
 
     findings: list[Finding] = field(default_factory=list[Finding])
@@ -85,6 +88,7 @@ class Prover:
         self._decided: set[ProposalId] = set()
         self._approved: dict[DecisionId, TradeProposal] = {}
         self._granted: dict[DecisionId, Decimal] = {}
+        self._exits = ExitProofs()
 
     async def run(self, ledgers: Ledgers) -> Proofs:
         """Check everything in the ledgers and return what was found.
@@ -118,8 +122,8 @@ class Prover:
             case ProposalOpened() as opened:
                 payload = open_envelope(opened.envelope, self._member_key(opened.agent_id), PROPOSAL_PAYLOAD_TYPE)
                 proposal = codec.decode(TradeProposal, payload)
-                _require(proposal.agent_id == opened.agent_id, "the proposal names another agent")
-                _require(digest(payload) == opened.digest, "the digest is of another proposal")
+                require(proposal.agent_id == opened.agent_id, "the proposal names another agent")
+                require(digest(payload) == opened.digest, "the digest is of another proposal")
                 self._proposals[proposal.proposal_id] = (proposal, opened.digest)
                 self._proofs.checked["proposals"] += 1
             case VoteCast() as cast:
@@ -131,7 +135,7 @@ class Prover:
 
     def _register(self, member: AgentRegistered) -> None:
         pinned = load_public_key(self._keys / f"agent-{member.agent_id}.pub")
-        _require(pinned == member.public_key, "the registered key is not the pinned one")
+        require(pinned == member.public_key, "the registered key is not the pinned one")
         self._members[member.agent_id] = (
             RosterMember(
                 agent_id=member.agent_id,
@@ -158,12 +162,12 @@ class Prover:
     def _vote(self, cast: VoteCast) -> None:
         payload = open_envelope(cast.envelope, self._member_key(cast.agent_id), VOTE_PAYLOAD_TYPE)
         vote = codec.decode(Vote, payload)
-        _require(vote.agent_id == cast.agent_id, "the vote names another agent")
-        _require(vote.choice is cast.choice, "the recorded choice is not the signed one")
+        require(vote.agent_id == cast.agent_id, "the vote names another agent")
+        require(vote.choice is cast.choice, "the recorded choice is not the signed one")
         _, proposal_digest = _find(self._proposals, cast.proposal_id, "a vote on an unknown proposal")
-        _require(vote.proposal_digest == proposal_digest, "the vote is on other bytes")
+        require(vote.proposal_digest == proposal_digest, "the vote is on other bytes")
         votes = self._votes.setdefault(cast.proposal_id, {})
-        _require(vote.agent_id not in votes, "a second vote of the same agent")
+        require(vote.agent_id not in votes, "a second vote of the same agent")
         votes[vote.agent_id] = (vote, digest(payload))
         self._proofs.checked["votes"] += 1
 
@@ -175,59 +179,64 @@ class Prover:
         counted = [vote for vote, key in votes.values() if key in decision.vote_digests]
         recorded = (decided.proposal_id, decided.decision_id, decided.outcome, decided.tally)
         signed = (decision.proposal_id, decision.decision_id, decision.tally.outcome, decision.tally)
-        _require(recorded == signed, "the recorded decision is not the signed one")
-        _require(decided.proposal_id not in self._decided, "a second decision on one proposal")
+        require(recorded == signed, "the recorded decision is not the signed one")
+        require(decided.proposal_id not in self._decided, "a second decision on one proposal")
         self._decided.add(decided.proposal_id)
-        _require(decision.proposal_digest == proposal_digest, "the decision is on other bytes")
-        _require(len(counted) == len(decision.vote_digests), "a counted vote is not in the ledger")
+        require(decision.proposal_digest == proposal_digest, "the decision is on other bytes")
+        require(len(counted) == len(decision.vote_digests), "a counted vote is not in the ledger")
         again = tally(QuorumPolicy(), self._roster(proposal.roster_version), proposal.trade_class, counted)
         if decision.tally.outcome is Outcome.APPROVED:
-            _require(again.approved, f"counted again it is rejected: {', '.join(again.reasons)}")
+            require(again.approved, f"counted again it is rejected: {', '.join(again.reasons)}")
             self._approved[decision.decision_id] = proposal
         self._proofs.checked["decisions"] += 1
 
     def _risk(self, event: EventEnvelope) -> None:
-        if not isinstance(event.payload, RiskApproved):
+        if not isinstance(event.payload, (RiskApproved, ExitSigned)):
             return
         risk = Ed25519Verifier.of(load_public_key(self._keys / "risk-approval.pub"))
+        if isinstance(event.payload, ExitSigned):
+            self._exits.signed(event.payload, risk)
+            self._proofs.checked["exits"] += 1
+            return
         payload = open_envelope(event.payload.envelope, risk, APPROVAL_PAYLOAD_TYPE)
         approval = event.payload.approval
-        _require(payload == codec.canonical(approval), "the recorded approval is not the signed one")
+        require(payload == codec.canonical(approval), "the recorded approval is not the signed one")
         if approval.decision_id is not None:
             self._check_decided(approval, approval.decision_id)
-        _require(approval.approval_id not in self._proofs.approvals, "the approval was issued twice")
+        require(approval.approval_id not in self._proofs.approvals, "the approval was issued twice")
         self._proofs.approvals[approval.approval_id] = approval
         self._proofs.checked["approvals"] += 1
+        self._exits.approved(approval)
 
     def _check_decided(self, approval: Approval, decision_id: DecisionId) -> None:
         """Require that the vote was on this trade, and that all its approvals together stay within it."""
         proposal = _find(self._approved, decision_id, "approved on a decision that did not approve")
         order, wanted = approval.order, proposal.order
-        _require(
+        require(
             (approval.agent_id, order.account_id, order.symbol, order.side)
             == (proposal.agent_id, wanted.account_id, wanted.symbol, wanted.side),
             "approved another trade than the one decided on",
         )
         granted = add(self._granted.get(decision_id, ZERO), order.quantity)
-        _require(granted <= wanted.quantity, "approved more than was decided on")
+        require(granted <= wanted.quantity, "approved more than was decided on")
         self._granted[decision_id] = granted
 
     def _execution(self, event: EventEnvelope) -> None:
+        if isinstance(event.payload, OrderFilled):
+            self._exits.filled(event.payload)
         if not isinstance(event.payload, OrderInitialized):
             return
         order = event.payload
-        approval = _find(self._proofs.approvals, order.approval_id, "no verified approval")
-        _require(order.terms == approval.order, "the order is not the approved one")
-        _require(event.timestamp_ms <= approval.expires_ms, "the approval had expired")
+        if order.exit_slice is not None:
+            self._exits.ordered(order, event.timestamp_ms)
+        else:
+            approval = _find(self._proofs.approvals, order.approval_id, "no verified approval")
+            require(order.terms == approval.order, "the order is not the approved one")
+            require(event.timestamp_ms <= approval.expires_ms, "the approval had expired")
         client_order_id = order.terms.client_order_id
-        _require(client_order_id not in self._proofs.orders, "a second order on one approval")
+        require(client_order_id not in self._proofs.orders, "a second order on one approval")
         self._proofs.orders[client_order_id] = order.approval_id
         self._proofs.checked["orders"] += 1
-
-
-def _require(holds: bool, what: str) -> None:
-    if not holds:
-        raise TradingError(what, code="NOT_PROVEN")
 
 
 def _find(known: Mapping[K, V], key: K, otherwise: str) -> V:

@@ -16,6 +16,7 @@ from trading.domain.events import (
     BreakerTripped,
     DecisionCompleted,
     DomainEvent,
+    ExitSigned,
     HeadWitnessed,
     LimitsLoaded,
     OrderAccepted,
@@ -82,6 +83,9 @@ def _risk(event: DomainEvent) -> str:
                 for failure in denial.failures
             )
             return f"risk denies {order_text(denial.order)}: {rules}"
+        case ExitSigned(exit=found):
+            hours = (found.terms.expires_ms - found.issued_ms) / 3_600_000
+            return f"risk signs an exit of {found.symbol} down to {number(found.terms.floor)}, good for {hours:g} h"
         case ReservationReleased():
             return f"reservation released: {event.evidence}"
         case LimitsLoaded():
@@ -100,7 +104,8 @@ def _risk(event: DomainEvent) -> str:
 def _execution(event: DomainEvent) -> str:
     match event:
         case OrderInitialized():
-            return f"order {order_text(event.terms)} journaled"
+            what = "order" if event.exit_slice is None else "stop"
+            return f"{what} {order_text(event.terms)} journaled"
         case OrderAccepted():
             return f"accepted by the venue as {event.venue_order_id}"
         case OrderRejected():

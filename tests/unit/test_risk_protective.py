@@ -153,9 +153,9 @@ async def test_an_exit_that_cannot_be_looked_up_allows_nothing() -> None:
     async def down(*_: Any, **__: Any) -> Any:
         raise LedgerUnavailable("down")
 
-    desk.ledger.rows = down  # type: ignore[method-assign]
+    desk.ledger.rows = down
     await desk.protect(found, "0.5")
-    desk.ledger.rows = rows  # type: ignore[method-assign]
+    desk.ledger.rows = rows
     await desk.risk.tick()
     assert alarms(desk) == ["ORDER_WITHOUT_APPROVAL"]
     assert desk.risk.portfolio.closable(INSTRUMENT_ID, Side.SELL) == 0
