@@ -35,7 +35,7 @@ from .pending import PendingBook, Question, capped, may_wait
 from .policies.pipeline import RULES, RuleBook, RuleFunction, Verdict
 from .pricing import build_context, signed_terms
 from .protection import exit_terms, tightest
-from .rates import OrderRates, RecentOrders
+from .rates import OrderPace, OrderRates, RecentOrders
 from .reservations import Reservation, ReservationBook, resting_price
 from .standing_exits import plan_for
 
@@ -105,6 +105,11 @@ class Assessor:
         self._recent = recent
         self._rules = RuleBook(rules)
         self._pending = pending
+
+    def follow(self, pace: OrderPace, duplicate_window_ms: int, now_ms: int) -> None:
+        """Count under other limits from now on; what was counted stays counted."""
+        self._rates.retune(pace, now_ms)
+        self._recent.window_ms = duplicate_window_ms
 
     def assess(self, frame: Frame, intent: OrderIntent, agent_id: AgentId, ask: Ask, reason: str = "") -> Outcome:
         """Judge one order; when it passes, reserve for it and sign it.

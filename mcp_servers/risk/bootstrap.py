@@ -18,7 +18,7 @@ from mcp_servers.risk.decisions import PinnedKeys
 from mcp_servers.risk.heartbeat import PERIOD_S
 from mcp_servers.risk.parts import RiskParts
 from mcp_servers.risk.service import RiskService
-from mcp_servers.risk.settings import RiskSettings, check_allowed
+from mcp_servers.risk.settings import RiskSettings, check_allowed, limits_source
 from trading.adapters.approval_signer import load_approval_signer
 from trading.adapters.clock import SystemClock, Uuid7Factory
 from trading.adapters.config import DeskHome, DeskSettings
@@ -58,12 +58,14 @@ async def open_risk(
     clock: Clock | None = None,
     ids: IdFactory | None = None,
     on_failure: Callable[[], None] = stop_process,
+    reread: Callable[[], RiskSettings] | None = None,
 ) -> AsyncGenerator[RiskService]:
     """Run the room for the length of an ``async with`` block and yield its service.
 
     Args:
         clock, ids: the machine's unless a test says otherwise.
         on_failure: called, after the reason was logged, when the room cannot go on.
+        reread: reads the section again while running; without it only a file of limits is watched.
 
     Raises:
         ConfigurationError: missing keys, an open home, limits that do not fit, or another risk process.
@@ -73,6 +75,8 @@ async def open_risk(
     found_clock, found_ids = clock or SystemClock(), ids or Uuid7Factory()
     home = desk.desk_home.ensure()
     signer = load_approval_signer(home)
+    document = limits_source(desk, reread or (lambda: risk))
+    limits = (await asyncio.to_thread(document.read)).limits
     location = LedgerLocation.of(desk)
     async with AsyncExitStack() as stack:
         readers = {room: await stack.enter_async_context(open_reader(room, location)) for room in _OTHERS}
@@ -108,7 +112,8 @@ async def open_risk(
                 clock=found_clock,
                 ids=found_ids,
                 heartbeats=RedisHeartbeatSink(redis, desk.key("risk", "heartbeat")),
-                limits=risk.limits,
+                limits=limits,
+                document=document,
                 desk=desk.desk,
                 mode=desk.mode,
                 account_id=desk.account_id,

@@ -12,6 +12,7 @@ from trading.domain.standing_exits import PROTECTION
 from trading.domain.trading_states import ACCOUNT, AGENT, DESK, FORMS, SYMBOL, ScopeState, parse_scope
 
 from .breaker import Breaker
+from .limits import RiskLimits
 from .parts import RiskParts
 from .portfolio import Portfolio
 
@@ -23,13 +24,21 @@ class KnownScopes:
     """Reads names of scopes.
 
     Args:
-        parts: the account, the symbols, and the agents that have keys or limits.
+        parts: the account, the symbols, and the agents that have keys.
+        limits: gives those in force; symbols and agents that have some can be named.
         portfolio: agents whose orders are known.
         asked: gives the agents that asked for approvals lately.
     """
 
-    def __init__(self, parts: RiskParts, portfolio: Portfolio, asked: Callable[[], Iterable[AgentId]]) -> None:
+    def __init__(
+        self,
+        parts: RiskParts,
+        limits: Callable[[], RiskLimits],
+        portfolio: Portfolio,
+        asked: Callable[[], Iterable[AgentId]],
+    ) -> None:
         self._parts = parts
+        self._limits = limits
         self._portfolio = portfolio
         self._asked = asked
 
@@ -57,12 +66,12 @@ class KnownScopes:
 
     def known(self) -> set[str]:
         """Return every scope but the desk that can be named."""
-        parts, book = self._parts, self._portfolio.book
-        agents = {*self._asked(), *self._portfolio.reservations.agents(), *parts.limits.agents}
+        parts, limits, book = self._parts, self._limits(), self._portfolio.book
+        agents = {*self._asked(), *self._portfolio.reservations.agents(), *limits.agents}
         agents.update(order.agent_id for order in (*book.open_orders.values(), *book.finished_orders()))
         if parts.keys is not None:
             agents.update(parts.keys.agents)
-        symbols = {*parts.symbols, *parts.limits.symbols}
+        symbols = {*parts.symbols, *limits.symbols}
         found = {f"{AGENT}:{agent}" for agent in agents - {PROTECTION}}
         return found | {f"{SYMBOL}:{symbol}" for symbol in symbols} | {f"{ACCOUNT}:{parts.account_id}"}
 

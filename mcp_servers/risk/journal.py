@@ -160,13 +160,16 @@ def release_unit(
     )
 
 
-def policy_unit(policy: Policy, *, is_new: bool, now_ms: int) -> Unit:
-    """Return the commit that puts limits in force."""
+def policy_unit(policy: Policy, *, is_new: bool, now_ms: int, by: str, reason: str = "", envelope: str = "") -> Unit:
+    """Return the commit that puts limits in force; ``by``, ``reason`` and ``envelope`` as in ``LimitsLoaded``."""
     event = LimitsLoaded(
         version=policy.version,
         digest=policy.digest,
         min_policy_version=policy.min_version,
         document=policy.document,
+        by=by,
+        reason=reason,
+        envelope=envelope,
     )
     row = {"version": policy.version, "digest": policy.digest, "document": policy.document, "loaded_ms": now_ms}
     return Unit(events=(EventDraft(event),), writes=(Insert("policies", row),) if is_new else ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Final
 
@@ -22,10 +22,10 @@ from .daily import SCOPE as DAY_SCOPE
 from .daily import DailyResult, read_day_open
 from .drawdown import SCOPE as PEAK_SCOPE
 from .drawdown import Drawdown, read_peak
-from .limits import Policy, policy_of
+from .limits import Policy
 from .parts import RiskParts
 from .portfolio import Portfolio
-from .rates import OrderRates, Rate
+from .rates import OrderPace, Rate
 from .scopes import InForce
 
 log = logging.getLogger("grekko.risk")
@@ -47,13 +47,13 @@ class Memory:
         self.rearmed_ms = 0 if rearmed is None else int(str(rearmed["updated_ms"]))
         self._rearmed_saved = True
 
-    def prepare(self, portfolio: Portfolio, policy: Policy, account_id: AccountId, mode: Mode) -> None:
+    def prepare(self, portfolio: Portfolio, in_force: Callable[[], Policy], account_id: AccountId, mode: Mode) -> None:
         """Make the activity ready to hear what happened since, before the ledger is folded."""
         activity = portfolio.activity
         activity.rearmed_ms = self.rearmed_ms
 
         def entries(agent_id: AgentId, instrument_id: InstrumentId) -> tuple[int, int]:
-            limits = limits_of(policy, account_id, mode, agent_id, instrument_id).limits
+            limits = limits_of(in_force(), account_id, mode, agent_id, instrument_id).limits
             return limits.entries_max, limits.entries_window_ms
 
         activity.entries_limit = entries
@@ -100,21 +100,20 @@ def limits_of(
     return policy.scopes.of(account_id, mode, instrument_id.venue, agent_id, instrument_id.symbol)
 
 
-def rates_of(parts: RiskParts, now_ms: int) -> OrderRates:
-    """Return the token buckets that the limits ask for; an agent's are the strictest of its scopes."""
-    limits, policy = parts.limits, policy_of(parts.limits, version=1)
+def pace_of(parts: RiskParts, policy: Policy) -> OrderPace:
+    """Return the rates that the limits ask for; an agent's are the strictest of its scopes."""
+    limits = policy.limits
 
     def per_agent(agent_id: AgentId) -> Rate:
         of = limits_of(policy, parts.account_id, parts.mode, agent_id, InstrumentId(parts.venue, Symbol(""))).limits
         return of.order_rate_per_s, of.order_burst
 
     symbol, venue = limits.symbol_rate_per_s, limits.venue_rate_per_s
-    return OrderRates(
+    return OrderPace(
         per_agent,
         (limits.desk_rate_per_s, limits.desk_burst),
-        now_ms=now_ms,
-        per_symbol=None if symbol is None else (symbol, symbol),
-        per_venue=None if venue is None else (venue, venue),
+        None if symbol is None else (symbol, symbol),
+        None if venue is None else (venue, venue),
     )
 
 

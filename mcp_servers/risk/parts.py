@@ -20,6 +20,7 @@ from trading.ports.signing import Signer, Verifier
 from .assessment import Approved
 from .context import Frame
 from .decisions import PinnedKeys
+from .document import LimitsSource
 from .heartbeat import HeartbeatSink
 from .limits import RiskLimits
 from .markets import MarketSource
@@ -37,6 +38,8 @@ class RiskParts:
         ledger: risk's own, held under its lease.
         execution, coordinator: the other rooms' ledgers, read only; without a coordinator no decision is accepted.
         last_trade: newest public trade of a data instrument; None where a limit on trade sizes cannot be judged.
+        limits: what the document said when it was read for this start; what is in force is the frame source's policy.
+        document: read again while running; None watches nothing.
         data_of: whose market data prices an instrument.
         keys: pinned public keys of voters and leader; None accepts no decision.
         operator: pins the operator's key; operator_directory: where command files are looked for.
@@ -54,6 +57,7 @@ class RiskParts:
     ids: IdFactory
     heartbeats: HeartbeatSink
     limits: RiskLimits
+    document: LimitsSource | None = None
     desk: str = "desk"
     mode: Mode = Mode.PAPER
     account_id: AccountId

@@ -139,6 +139,7 @@ def limits_row(service: RiskService, scope: str, agent_id: AgentId) -> schemas.L
         values=values,
         sources=sources,
         changed=sorted(changed_fields(limits)),
+        note=service.live.adoption.note,
     )
 
 

@@ -164,7 +164,7 @@ class Release(Row):
 
 
 class Limits(Row):
-    """The limits in force; ``changed`` names those that differ from the defaults.
+    """The limits in force; ``changed`` names those that differ from the defaults, ``note`` what waits or is refused.
 
     ``sources`` names, for every value that is not the default, the scope it comes from: the strictest wins.
     """
@@ -175,6 +175,7 @@ class Limits(Row):
     values: dict[str, str]
     sources: dict[str, str]
     changed: list[str]
+    note: str
 
 
 class ExposureRow(Row):
@@ -238,3 +239,4 @@ class Status(Row):
     uncertain_requests: int
     unresolved_orders: int
     orders_left: int
+    limits_note: str

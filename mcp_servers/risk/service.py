@@ -15,20 +15,21 @@ from trading.domain.proposals import Mode
 from trading.domain.trading_states import DESK
 from trading.ports.ledger import EventDraft, Ledger, Row, Unit, Upsert
 
+from .adoption import START, opening_policy
 from .assessment import Assessor
 from .breaker import BreakerAnswer
 from .chronicle import Chronicle
 from .context import Frame
 from .heartbeat import ExecutionPulse
 from .journal import OPEN, RELEASE_ASKED, approved_of, policy_unit
-from .limits import Policy, RiskLimits, document_of, policy_of
-from .memory import rates_of
+from .limits import policy_of
+from .memory import pace_of
 from .numbers.desk import RiskNumbers
 from .orders import OrderRequest, intent_of
 from .parts import ApprovalReport, CheckReport, RiskParts
 from .pending import HOW_TO_ANSWER, PendingBook, state_of
 from .portfolio import Portfolio
-from .rates import RecentOrders
+from .rates import OrderRates, RecentOrders
 from .reservations import ReservationBook
 from .sign_off import Answer
 from .wiring import Live, Room, wire
@@ -53,14 +54,13 @@ class RiskService:
         self._rows: dict[str, Row] = {}
         self._stopping = False
         self._opened: Live | None = None
-        now_ms = parts.clock.now_ms()
-        limits = parts.limits
         self.pending = PendingBook(parts.ids)
+        policy = policy_of(parts.limits, version=1)  # until the start has found what is in force
         self.assessor = Assessor(
             parts.signer,
             parts.ids,
-            rates_of(parts, now_ms),
-            RecentOrders(limits.duplicate_window_ms),
+            OrderRates(pace_of(parts, policy), parts.clock.now_ms()),
+            RecentOrders(parts.limits.duplicate_window_ms),
             parts.rules,
             None if parts.operator is None else self.pending,  # nobody is asked where nobody can answer
         )
@@ -75,17 +75,18 @@ class RiskService:
         """
         parts, now_ms = self.parts, self.parts.clock.now_ms()
         clean = await _was_clean(parts.ledger)
-        policy, is_new = await _policy(parts.ledger, parts.limits)
+        opening = await opening_policy(parts.ledger, parts.limits)
+        policy = opening.policy
         states = {str(row["scope"]): row for row in await parts.ledger.rows("desk_state")}
         started = ServiceStarted(
             generation=parts.ledger.generation, mode=parts.mode.value, release=RELEASE, clean=clean
         )
         await parts.ledger.commit(Unit(events=(EventDraft(started),)))
-        await parts.ledger.commit(policy_unit(policy, is_new=is_new, now_ms=now_ms))
-        self._opened = live = wire(self._room(), policy, states, clean=clean)
+        await parts.ledger.commit(policy_unit(policy, is_new=opening.is_new, now_ms=now_ms, by=START))
+        self._opened = live = wire(self._room(), opening, states, clean=clean)
         self.numbers.restore(states)
         await live.heartbeats.beat()
-        live.memory.prepare(self.portfolio, policy, parts.account_id, parts.mode)
+        live.memory.prepare(self.portfolio, lambda: live.frames.policy, parts.account_id, parts.mode)
         await live.exits.restore()
         await live.people.load()
         await live.follower.rebuild()
@@ -141,6 +142,7 @@ class RiskService:
         if live.commands is not None:
             await live.commands.poll()
         await live.people.expire()
+        await live.adoption.look()
 
     async def witness(self) -> int:
         """Embed the newest signed heads of other rooms in our own chain; return how many were new."""
@@ -301,15 +303,3 @@ async def _was_clean(ledger: Ledger) -> bool:
         return True
     events = await ledger.events_after(last - 1, limit=1)
     return bool(events) and isinstance(events[0].payload, ServiceStopped)
-
-
-async def _policy(ledger: Ledger, limits: RiskLimits) -> tuple[Policy, bool]:
-    """Return the limits under their version, and whether the version is new. Equal limits keep their version."""
-    rows = await ledger.rows("policies")
-    newest = max(rows, key=lambda row: int(str(row["version"])), default=None)
-    if newest is None:
-        return policy_of(limits, version=1), True
-    version = int(str(newest["version"]))
-    if newest["document"] == document_of(limits):
-        return policy_of(limits, version=version), False
-    return policy_of(limits, version=version + 1), True

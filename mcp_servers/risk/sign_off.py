@@ -128,6 +128,10 @@ class SignOff:
         self._answers_size = 0
         self._uncertain: list[_Uncertain] = []
 
+    def count_votes_with(self, verifier: DecisionVerifier | None) -> None:
+        """Check decisions under other limits from now on."""
+        self._verifier = verifier
+
     @property
     def uncertain(self) -> int:
         """How many requests have a commit whose outcome is not known yet."""
@@ -243,10 +247,14 @@ class SignOff:
     ) -> tuple[Ask, VerifiedDecision | None]:
         if decision_id is None:
             return Ask(request_id=request_id), None
-        if self._verifier is None:
+        verifier = self._verifier
+        if verifier is None:
             return Ask(request_id=request_id, decision_id=decision_id, problem="no vote is configured here"), None
         try:
-            verified = await self._verifier.verify(decision_id, now_ms)
+            verified = await verifier.verify(decision_id, now_ms)
+            while verifier is not self._verifier and self._verifier is not None:  # other limits came into force
+                verifier = self._verifier
+                verified = await verifier.verify(decision_id, now_ms)
         except DecisionRefused as error:
             return Ask(request_id=request_id, decision_id=decision_id, problem=f"{error.code}: {error}"), None
         except LedgerError as error:

@@ -40,6 +40,7 @@ def status_row(service: RiskService, agent_id: AgentId) -> schemas.Status:
         uncertain_requests=live.sign_off.uncertain,
         unresolved_orders=service.pulse.unresolved,
         orders_left=service.assessor.orders_left(agent_id, frame.now_ms),
+        limits_note=live.adoption.note,
     )
 
 

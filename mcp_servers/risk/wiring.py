@@ -13,6 +13,7 @@ from trading.domain.pending import PendingState
 from trading.domain.trading_states import DESK
 from trading.ports.ledger import Row
 
+from .adoption import Adoption, Opening
 from .assessment import Assessor
 from .breaker import Breaker, BreakerAnswer
 from .breaker_scopes import KnownScopes, restricted
@@ -22,7 +23,7 @@ from .frames import FrameSource
 from .heartbeat import ExecutionPulse, Heartbeats
 from .limits import Policy, RiskLimits
 from .markets import Markets
-from .memory import Memory
+from .memory import Memory, pace_of
 from .operator_commands import OperatorAnswer, OperatorCommand, OperatorCommands
 from .parts import RiskParts
 from .pending import PendingBook
@@ -67,26 +68,27 @@ class Live:
     commands: OperatorCommands | None
     known_scopes: KnownScopes
     memory: Memory
+    adoption: Adoption
     exits: StandingExits
     people: People
     clean: bool
     witnessed: dict[str, HeadWitnessed] = field(default_factory=dict[str, HeadWitnessed])
 
 
-def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> Live:
-    """Return the running parts under that policy.
+def wire(room: Room, opening: Opening, states: dict[str, Row], *, clean: bool) -> Live:
+    """Return the running parts under a policy.
 
     Args:
-        policy: in force from now on; whoever replaces it later gives the new one to ``Live.frames``.
+        opening: its policy is in force until ``Live.adoption`` puts another one in force; nothing else keeps limits.
         states: rows of ``desk_state`` by scope, as the last run left them.
         clean: whether the last run ended in good order.
     """
-    parts, memory = room.parts, Memory(states)
+    parts, memory, policy = room.parts, Memory(states), opening.policy
 
     async def announce() -> None:
         await heartbeats.beat()
 
-    known = KnownScopes(parts, room.portfolio, room.assessor.agents)
+    known = KnownScopes(parts, lambda: frames.policy.limits, room.portfolio, room.assessor.agents)
     breaker = Breaker(parts.ledger, parts.clock, announce, restored=states)
     follower = ExecutionFollower(
         ledger=parts.ledger,
@@ -114,15 +116,32 @@ def wire(room: Room, policy: Policy, states: dict[str, Row], *, clean: bool) -> 
         on_lease_lost=room.on_lease_lost,
     )
     people = People(parts.ledger, frames, sign_off, room.pending)
+
+    def follow(policy: Policy) -> None:  # no order is judged in between: nothing here waits
+        frames.policy = policy
+        room.assessor.follow(pace_of(parts, policy), policy.limits.duplicate_window_ms, parts.clock.now_ms())
+        sign_off.count_votes_with(verifier_of(parts, policy.limits))
+
+    follow(policy)
+    adoption = Adoption(
+        ledger=parts.ledger,
+        clock=parts.clock,
+        source=parts.document,
+        in_force=lambda: frames.policy,
+        follow=follow,
+        announce=announce,
+        waiting=opening.waiting,
+    )
     return Live(
         breaker=breaker,
         frames=frames,
         sign_off=sign_off,
         follower=follower,
         heartbeats=heartbeats,
-        commands=_commands(room, breaker, memory, known, people),
+        commands=_commands(room, breaker, memory, known, people, adoption),
         known_scopes=known,
         memory=memory,
+        adoption=adoption,
         exits=StandingExits(parts.ledger, parts.signer, parts.ids),
         people=people,
         clean=clean,
@@ -163,7 +182,7 @@ def verifier_of(parts: RiskParts, limits: RiskLimits) -> DecisionVerifier | None
 
 
 def _commands(
-    room: Room, breaker: Breaker, memory: Memory, known: KnownScopes, people: People
+    room: Room, breaker: Breaker, memory: Memory, known: KnownScopes, people: People, adoption: Adoption
 ) -> OperatorCommands | None:
     parts = room.parts
     if parts.operator_directory is None:
@@ -195,4 +214,5 @@ def _commands(
         act=act,
         restricted=lambda: restricted(breaker),
         hear=hear,
+        kinds=(adoption.kind,),
     )
