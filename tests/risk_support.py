@@ -218,7 +218,14 @@ class Desk:
         )
         return order_id
 
-    async def fill(self, item: Approved, quantity: str | Decimal, price: str = "60001", fee: str = "0") -> None:
+    async def fill(
+        self,
+        item: Approved,
+        quantity: str | Decimal,
+        price: str = "60001",
+        fee: str = "0",
+        fee_currency: Currency = USDT,
+    ) -> None:
         order, order_id = item.approval.order, OrderId(f"order-{item.approval.approval_id}")
         self.trades += 1
         total = self.filled[order_id] = self.filled.get(order_id, Decimal(0)) + Decimal(quantity)
@@ -232,7 +239,7 @@ class Desk:
             quantity=Decimal(quantity),
             price=Decimal(price),
             fee=Decimal(fee),
-            fee_currency=USDT,
+            fee_currency=fee_currency,
             liquidity=Liquidity.TAKER,
             venue_ts_ms=self.clock.now_ms(),
         )
