@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import Final, NoReturn, Protocol
 
 from trading.adapters import codec
-from trading.adapters.signing import Envelope, pae
+from trading.adapters.signing import Envelope
 from trading.domain.approvals import APPROVAL_PAYLOAD_TYPE, Approval, ApprovedOrder, Effect, Epoch, Fate, TradingState
 from trading.domain.errors import GateRefused, InvalidValue, SignatureRefused
 from trading.domain.identifiers import AccountId, AgentId, ApprovalId, KeyId, Venue, client_order_id_for
@@ -207,7 +207,7 @@ def open_approval(text: str, approval_id: ApprovalId, *, verifier: Verifier, key
     if envelope.key_id != key_id:
         refuse(GateCode.KEY, "the approval is not signed with risk's approval key")
     try:
-        verifier.verify(envelope.key_id, pae(envelope.payload_type, envelope.payload), envelope.signature)
+        verifier.verify(envelope.key_id, envelope.message(), envelope.signature)
     except SignatureRefused:
         refuse(GateCode.SIGNATURE, "the approval's signature does not verify")
     # 2. Payload type and version, and the one canonical form: bytes that decode to the same approval but are spelled

@@ -4,17 +4,17 @@ Rules kept here:
 
 - From reading the frame to reserving there is no await, so no two orders can pass on the same headroom.
 - What is signed is exact: the order as it will be sent, after rounding, with its band, cost and expiry.
-- The signature is made here and leaves only after the commit (service.py).
+- The signature is made here, one for all orders of one step, and leaves only after the commit (service.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final
+from typing import Final, NamedTuple
 
-from trading.adapters.signing import seal
+from trading.adapters.signing import Envelope, seal_together
 from trading.domain.approvals import APPROVAL_PAYLOAD_TYPE, Approval, ApprovedOrder
 from trading.domain.denials import RiskDenial, RuleResult
 from trading.domain.identifiers import AgentId, ApprovalId, DecisionId, RequestId, client_order_id_for
@@ -60,6 +60,26 @@ class Approved:
 
 
 Outcome = Approved | RiskDenial | PendingHuman
+
+
+class _Passed(NamedTuple):
+    """An order that was reserved for and not signed yet."""
+
+    approval: Approval
+    content: tuple[object, ...]
+    overridden: tuple[RuleResult, ...]
+
+
+class Wanted(NamedTuple):
+    """One order to be judged.
+
+    Attributes:
+        reason: the agent's own words, shown to the operator if the order has to wait for one.
+    """
+
+    intent: OrderIntent
+    agent_id: AgentId
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +131,24 @@ class Assessor:
         self._rates.retune(pace, now_ms)
         self._recent.window_ms = duplicate_window_ms
 
-    def assess(self, frame: Frame, intent: OrderIntent, agent_id: AgentId, ask: Ask, reason: str = "") -> Outcome:
-        """Judge one order; when it passes, reserve for it and sign it.
+    def assess(self, frame: Frame, orders: Iterable[Wanted], ask: Ask) -> list[Outcome]:
+        """Judge orders in turn, reserve for those that pass, and sign these together; all of them or none."""
+        judged: list[_Passed | RiskDenial | PendingHuman] = []
+        try:
+            for order in orders:
+                judged.append(self._judge(frame, order, ask))  # noqa: PERF401  kept one by one, to be taken back
+            return self._sign(judged)
+        except BaseException:
+            self.take_back(frame.reservations, judged)
+            raise
 
-        Args:
-            reason: the agent's own words, shown to the operator if the order has to wait for one.
-        """
+    def _sign(self, judged: list[_Passed | RiskDenial | PendingHuman]) -> list[Outcome]:
+        payloads = [approval_payload(item.approval) for item in judged if isinstance(item, _Passed)]
+        envelopes = iter(seal_together(payloads, APPROVAL_PAYLOAD_TYPE, self._signer))
+        return [_signed(item, next(envelopes)) if isinstance(item, _Passed) else item for item in judged]
+
+    def _judge(self, frame: Frame, order: Wanted, ask: Ask) -> _Passed | RiskDenial | PendingHuman:
+        intent, agent_id, reason = order
         content = _content(agent_id, intent)
         context = build_context(
             frame,
@@ -142,9 +174,7 @@ class Assessor:
             window_ms = frame.limits.turnover_window_ms
             key = agent_id, context.instrument_id
             frame.activity.flow.add(key, intent.side, context.notional, frame.now_ms, window_ms)
-        payload = approval_payload(approval)
-        envelope = seal(payload, APPROVAL_PAYLOAD_TYPE, self._signer).to_json()
-        return Approved(approval, envelope, payload, content, overridden)
+        return _Passed(approval, content, overridden)
 
     def check(self, frame: Frame, intent: OrderIntent, agent_id: AgentId) -> tuple[OrderContext, Verdict]:
         """Judge one order in words, counting and reserving nothing."""
@@ -167,10 +197,10 @@ class Assessor:
         """Return the agents that asked lately."""
         return self._rates.agents()
 
-    def take_back(self, reservations: ReservationBook, outcomes: Sequence[Outcome]) -> None:
+    def take_back(self, reservations: ReservationBook, outcomes: Sequence[Outcome | _Passed]) -> None:
         """Undo what was counted for outcomes that are certainly not in the ledger."""
         for item in outcomes:
-            if isinstance(item, Approved):
+            if isinstance(item, (Approved, _Passed)):
                 reservations.remove(item.approval.approval_id)
                 self._recent.forget(item.content)
             elif isinstance(item, PendingHuman) and self._pending is not None:
@@ -251,6 +281,10 @@ class Assessor:
             key_id=self._signer.key_id,
             standing_exit=None if c.reduces else _exit(c),
         )
+
+
+def _signed(item: _Passed, envelope: Envelope) -> Approved:
+    return Approved(item.approval, envelope.to_json(), envelope.payload, item.content, item.overridden)
 
 
 def reservation_of(approval: Approval, unit_cost: Decimal | None = None) -> Reservation:

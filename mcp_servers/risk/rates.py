@@ -113,7 +113,8 @@ class OrderRates:
                 buckets.append(self._bucket(("venue", instrument_id.venue), now_ms))
         if len(self._together) >= _KEPT_MAX:
             self._together.clear()
-        self._together[agent_id, instrument_id] = buckets
+        if len(self._buckets) < _KEPT_MAX:  # else one of them may have been forgotten for another just now
+            self._together[agent_id, instrument_id] = buckets
         return buckets
 
     def _bucket(self, key: tuple[str, ...], now_ms: int) -> TokenBucket:

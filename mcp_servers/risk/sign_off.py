@@ -23,10 +23,9 @@ from trading.domain.denials import RiskDenial
 from trading.domain.errors import AlreadyClaimed, InvalidValue, LeaseLost, LedgerError, Unavailable
 from trading.domain.identifiers import DecisionId, ProposalId, RequestId
 from trading.domain.pending import PendingHuman
-from trading.domain.proposals import OrderIntent
 from trading.ports.ledger import Ledger, Row, Unit
 
-from .assessment import Approved, Ask, Assessor, Outcome
+from .assessment import Approved, Ask, Assessor, Outcome, Wanted
 from .authority import Word
 from .context import Frame
 from .decided import decided_orders, used
@@ -222,8 +221,8 @@ class SignOff:
             used = await self._ledger.rows("decisions_used", {"proposal_id": verified.proposal.proposal_id})
             siblings = bool(used) and used[0]["request_id"] == item.request_id  # of one proposal, in one request
             proposal_id = None if siblings or not ask.decided else verified.proposal.proposal_id
-        outcome = self._assessor.assess(self._frames.take(), item.order, item.agent_id, ask)
-        return (await self._commit(request, [outcome], proposal_id, ask, also)).outcomes[0]
+        outcomes = self._assessor.assess(self._frames.take(), [Wanted(item.order, item.agent_id)], ask)
+        return (await self._commit(request, outcomes, proposal_id, ask, also)).outcomes[0]
 
     async def _answer(
         self, request: _Request, orders: tuple[OrderRequest, ...], decision_id: DecisionId | None
@@ -239,7 +238,8 @@ class SignOff:
             ask = replace(ask, problem=problem)
         ask = replace(ask, principal=request.principal)
         proposal_id = verified.proposal.proposal_id if verified is not None and ask.decided else None
-        outcomes = await self._judge(frame, orders, intents, ask)
+        wanted = [Wanted(intent, order.agent_id, order.reason) for intent, order in zip(intents, orders, strict=True)]
+        outcomes = await self._judge(frame, wanted, ask)
         return await self._commit(request, outcomes, proposal_id, ask)
 
     async def _ask(
@@ -261,18 +261,15 @@ class SignOff:
             raise Unavailable("the coordinator's ledger cannot be read", suggestion="try again") from error
         return Ask(request_id=request_id, decision_id=decision_id, expires_ms=verified.expires_ms), verified
 
-    async def _judge(
-        self, frame: Frame, orders: tuple[OrderRequest, ...], intents: list[OrderIntent], ask: Ask
-    ) -> list[Outcome]:
+    async def _judge(self, frame: Frame, orders: list[Wanted], ask: Ask) -> list[Outcome]:
         """Judge the orders in steps; nothing was waited for since ``frame`` was taken, so the first step uses it."""
         outcomes: list[Outcome] = []
         try:
-            for start in range(0, len(intents), _STEP):
+            for start in range(0, len(orders), _STEP):
                 if start:
                     await asyncio.sleep(0)
                     frame = self._frames.take()
-                for order, intent in zip(orders[start : start + _STEP], intents[start : start + _STEP], strict=True):
-                    outcomes.append(self._assessor.assess(frame, intent, order.agent_id, ask, order.reason))
+                outcomes += self._assessor.assess(frame, orders[start : start + _STEP], ask)
         except BaseException:
             self._take_back(outcomes)
             raise

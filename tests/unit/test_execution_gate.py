@@ -13,7 +13,7 @@ import pytest
 from mcp_servers.execution.gate import GateCode
 from tests.execution_support import RISK, Desk, sealed
 from trading.adapters import codec
-from trading.adapters.signing import Envelope, seal
+from trading.adapters.signing import Envelope, seal, seal_together
 from trading.domain.approvals import (
     APPROVAL_PAYLOAD_TYPE,
     HEARTBEAT_PAYLOAD_TYPE,
@@ -134,6 +134,31 @@ async def test_a_re_encoded_envelope_is_refused(how: str) -> None:
         forged = json.dumps({**data, "payload": payload}, separators=(",", ":"))
     assert forged != text
     await _refused(desk, GateCode.ENVELOPE, await desk.issue(approval, envelope=forged))
+
+
+async def test_approvals_that_were_signed_together_are_good_one_by_one() -> None:
+    desk = await Desk().start()
+    approvals = [desk.approval() for _ in range(3)]
+    texts = seal_together([codec.canonical(item) for item in approvals], APPROVAL_PAYLOAD_TYPE, RISK)
+    for approval, envelope in reversed(list(zip(approvals, texts, strict=True))):
+        await desk.order(await desk.issue(approval, envelope=envelope.to_json()))
+
+
+@pytest.mark.parametrize("how", ["payload", "number", "path", "cut", "alone"])
+async def test_an_approval_in_the_place_of_another_is_refused(how: str) -> None:
+    desk = await Desk().start()
+    approvals = [desk.approval() for _ in range(3)]
+    first, second, _ = seal_together([codec.canonical(item) for item in approvals], APPROVAL_PAYLOAD_TYPE, RISK)
+    assert first.place is not None
+    assert second.place is not None
+    forged = {
+        "payload": replace(first, place=second.place),
+        "number": replace(first, place=first.place._replace(number=2)),
+        "path": replace(first, place=first.place._replace(path=first.place.path[::-1])),
+        "cut": replace(first, place=first.place._replace(path=first.place.path[:-32])),
+        "alone": replace(first, place=None),
+    }[how]
+    await _refused(desk, GateCode.SIGNATURE, await desk.issue(approvals[0], envelope=forged.to_json()))
 
 
 async def test_a_well_signed_payload_in_another_spelling_is_refused() -> None:

@@ -14,7 +14,7 @@ from mcp_servers.risk.limits import RiskLimits
 from mcp_servers.risk.policies.exposure import other_exposure, worst_values
 from tests.risk_support import DATA_ID, USDT, Desk, codes, market, open_desk, order, sell, wide_limits, wide_symbol
 from trading.adapters import codec
-from trading.adapters.signing import Ed25519Verifier, digest, open_envelope
+from trading.adapters.signing import Ed25519Verifier, Envelope, digest, open_envelope
 from trading.domain.approvals import APPROVAL_PAYLOAD_TYPE, Approval, Fate
 from trading.domain.errors import InvalidValue, LeaseLost, LedgerUnavailable, SignatureRefused, Unavailable
 from trading.domain.events import ReservationReleased, RiskApproved, RiskDenied
@@ -57,6 +57,34 @@ async def test_approval_is_signed_over_exactly_what_the_ledger_holds() -> None:
     assert event.envelope == item.envelope
     expected = client_order_id_for(item.approval.approval_id, item.approval.order.venue)
     assert item.approval.order.client_order_id == row["client_order_id"] == expected
+
+
+async def test_orders_of_one_request_share_a_signature_and_each_opens_alone() -> None:
+    desk = await open_desk()
+    asked = [order(amount="0.01"), order(amount="1000"), order(amount="0.02"), order(amount="0.03")]
+    answer = await desk.ask(*asked)
+    envelopes = [Envelope.from_json(item.envelope) for item in answer.approved]
+    assert [isinstance(item, Approved) for item in answer.outcomes] == [True, False, True, True]
+    assert len({item.signature for item in envelopes}) == 1
+    for item in answer.approved:
+        payload = open_envelope(item.envelope, VERIFIER, APPROVAL_PAYLOAD_TYPE)
+        assert payload == item.payload == codec.canonical(item.approval)
+    alone = (await desk.ask(asked[0])).approved[0]
+    assert Envelope.from_json(alone.envelope).place is None
+
+
+async def test_a_signer_that_fails_leaves_no_reservation(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = await open_desk()
+
+    def broken(_: bytes) -> bytes:
+        raise RuntimeError("no entropy")
+
+    monkeypatch.setattr(desk.parts.signer, "sign", broken)
+    with pytest.raises(RuntimeError):
+        await desk.ask(order(amount="0.01"), order(amount="0.02"))
+    assert len(desk.risk.reservations) == 0
+    monkeypatch.undo()
+    assert len((await desk.ask(order(amount="0.01"), order(amount="0.02"))).approved) == 2
 
 
 @pytest.mark.parametrize(
