@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import cast
 
 from trading.adapters.signing import key_id_of
-from trading.domain.errors import ConfigurationError
+from trading.domain.errors import ConfigurationError, InvalidValue
 from trading.domain.events import AgentRegistered, AgentRevoked
 from trading.domain.identifiers import AgentId, KeyId, parse_name
+from trading.domain.standing_exits import PROTECTION
 from trading.domain.voting import Role, Roster, RosterMember
 from trading.ports.ledger import EventDraft, Insert, Ledger, LedgerReader, Row, Unit, Upsert
 
@@ -64,9 +65,11 @@ class Registry:
 
         Raises:
             ConfigurationError: (AGENT_KEY_CHANGED) the id belongs to another key or role, or was revoked.
-            InvalidValue: the id is not a name.
+            InvalidValue: the id is not a name, or AGENT_RESERVED.
         """
         parse_name(agent_id, what="agent_id")
+        if agent_id == PROTECTION:
+            raise InvalidValue(f"{PROTECTION} is the name under which stops act, no agent's", code="AGENT_RESERVED")
         known = self._rows.get(agent_id)
         if known is not None:
             member = _member(known)
