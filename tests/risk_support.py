@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from mcp_servers.risk.assessment import Approved
+from mcp_servers.risk.breaker_limits import BreakerLimits
 from mcp_servers.risk.limits import RiskLimits, SymbolLimits
 from mcp_servers.risk.orders import OrderRequest
 from mcp_servers.risk.parts import RiskParts
@@ -107,8 +108,15 @@ def wide_limits(**changes: Any) -> RiskLimits:
         "entries_max": 100_000,
         "loss_streak_max": 100_000,
         "drawdown_pct_max": Decimal(100),
+        "breaker": calm_breaker(),
     }
     return RiskLimits(**{**values, **changes})
+
+
+def calm_breaker(**changes: Any) -> BreakerLimits:
+    """A breaker that trips by itself for nothing but what a test turns on."""
+    off: dict[str, Any] = {name: None for name in BreakerLimits.model_fields if not name.endswith("window_ms")}
+    return BreakerLimits(**{**off, **changes})
 
 
 def wide_symbol(**changes: Any) -> SymbolLimits:

@@ -107,12 +107,14 @@ class Activity:
         self._entries: dict[Key, deque[int]] = {}
         self._losses: dict[AgentId, deque[int]] = {}
         self._replayed: set[ApprovalId] = set()
+        self._losers: dict[AgentId, None] = {}
+        self.rearmed_agents: dict[AgentId, int] = {}
 
     # -- repeated entries (RTS 6 Art. 15(3)) ------------------------------------------------------------------------
 
     def entered(self, agent_id: AgentId, instrument_id: InstrumentId, at_ms: int) -> bool:
         """Note that an order that adds risk was filled; True when that stops the agent in this instrument."""
-        if self.entries_limit is None or at_ms <= self.rearmed_ms:
+        if self.entries_limit is None or at_ms <= max(self.rearmed_ms, self.rearmed_agents.get(agent_id, 0)):
             return False
         key, (most, window_ms) = (agent_id, instrument_id), self.entries_limit(agent_id, instrument_id)
         times = self._entries.setdefault(key, deque())
@@ -142,16 +144,31 @@ class Activity:
         self._losses.clear()
         return changed
 
+    def rearm_agent(self, agent_id: AgentId, now_ms: int) -> None:
+        """Let one agent go on and begin its counts anew, as a person decided."""
+        self.rearmed_agents[agent_id] = now_ms
+        for key in [key for key in (*self.stopped, *self._entries) if key[0] == agent_id]:
+            self.stopped.pop(key, None)
+            self._entries.pop(key, None)
+        self._losses.pop(agent_id, None)
+
     # -- losing streaks -----------------------------------------------------------------------------------------------
 
     def closed(self, agent_id: AgentId, result: Decimal, at_ms: int) -> None:
         """Note what an order that closed a position earned, fees included; a gain ends the streak."""
-        if at_ms <= self.rearmed_ms:
+        if at_ms <= max(self.rearmed_ms, self.rearmed_agents.get(agent_id, 0)):
             return
         if result < 0:
+            self._losers[agent_id] = None
             self._losses.setdefault(agent_id, deque(maxlen=_STREAK_KEPT)).append(at_ms)
         elif result > 0:
             self._losses.pop(agent_id, None)
+
+    def take_losers(self) -> list[AgentId]:
+        """Return the agents that lost since this was asked last."""
+        losers = list(self._losers)
+        self._losers.clear()
+        return losers
 
     def losses(self, agent_id: AgentId, now_ms: int, window_ms: int) -> int:
         """Return how many orders in a row lost, none of them older than the window."""

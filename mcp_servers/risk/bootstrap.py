@@ -127,11 +127,14 @@ async def open_risk(
                 heads=[partial(newest_head, home, room) for room in _OTHERS],
                 own_head=partial(newest_head, home, "risk"),
                 closes=ArchiveCloses(candles),
+                notify_url=risk.notify_url,
                 wakeups=RedisSubscriber(redis, desk.desk).subscribe((Category.TRADING,)),
             )
         )
         await service.start()
-        async with _background(service, _jobs(service, ledger, redis, desk, risk), on_failure):
+        jobs = _jobs(service, ledger, redis, desk, risk)
+        jobs.append(lambda: service.live.surveillance.run(market.subscribe(every_book=True)))
+        async with _background(service, jobs, on_failure):
             yield service
 
 
@@ -145,6 +148,7 @@ def _jobs(
 
     return [
         service.live.follower.run,
+        service.live.alerts.run,
         lambda: hear_execution(service, redis, desk.key("execution", "heartbeat")),
         lambda: _every(PERIOD_S, service.tick),
         lambda: _every(risk.witness_every_s, witness),

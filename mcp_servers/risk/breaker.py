@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from trading.domain.approvals import Epoch, TradingState
 from trading.domain.errors import InvalidValue, LedgerError
-from trading.domain.events import BreakerReset, BreakerTripped
+from trading.domain.events import AlarmRaised, BreakerReset, BreakerTripped
 from trading.domain.trading_states import DESK, SCOPES_MAX, ScopeState, is_scope
 from trading.ports.clock import Clock
 from trading.ports.ledger import EventDraft, Ledger, Row, Unit, Upsert
@@ -52,6 +52,17 @@ class BreakerAnswer:
     scope: str = DESK
 
 
+class BreakerChange(NamedTuple):
+    """A change as it is told to people; ``alarm`` is the trigger's code, empty when a person or the start did it."""
+
+    scope: str
+    state: TradingState
+    epoch: Epoch
+    reason: str
+    by: str
+    alarm: str
+
+
 @dataclass(frozen=True, slots=True)
 class _Held:
     """A restriction and why."""
@@ -67,6 +78,7 @@ class Breaker:
         ledger: risk's own; its generation is the epoch's.
         announce: tells execution at once, out of turn; must not raise and must return soon.
         restored: rows of ``desk_state`` by scope, as earlier runs left them.
+        told: hears of every change after all that; must not wait.
     """
 
     def __init__(
@@ -76,10 +88,12 @@ class Breaker:
         announce: Callable[[], Awaitable[None]],
         *,
         restored: Mapping[str, Row],
+        told: Callable[[BreakerChange], None] | None = None,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._announce = announce
+        self._told = told
         self._counter = 0
         self._epoch = Epoch(ledger.generation, 0)
         self._held = _read(restored)
@@ -141,12 +155,19 @@ class Breaker:
         return await self._apply(DESK, TradingState.HALTED, "the last run did not stop in good order", "start")
 
     async def trip(
-        self, reason: str, by: str, state: TradingState = TradingState.HALTED, *, scope: str = DESK
+        self,
+        reason: str,
+        by: str,
+        state: TradingState = TradingState.HALTED,
+        *,
+        scope: str = DESK,
+        alarm: str = "",
     ) -> BreakerAnswer:
         """Restrict trading now; does nothing when the scope is at least as restricted already.
 
         Args:
             scope: as ``parse_scope`` returns it.
+            alarm: code of an alarm that is committed with the trip.
 
         Raises:
             InvalidValue: ACTIVE is not a restriction.
@@ -160,9 +181,9 @@ class Breaker:
             return self._unchanged(scope)
         if starting and (self._restored is None or state.is_stricter_than(self._restored.state)):
             self._restored = _Held(state, reason)
-        return await self._apply(scope, state, reason, by)
+        return await self._apply(scope, state, reason, by, alarm)
 
-    async def _apply(self, scope: str, state: TradingState, reason: str, by: str) -> BreakerAnswer:
+    async def _apply(self, scope: str, state: TradingState, reason: str, by: str, alarm: str = "") -> BreakerAnswer:
         before = self._held.get(scope)
         kept = scope in self._resetting or self._starting
         if kept and before is not None and before.state.is_stricter_than(state):
@@ -171,10 +192,16 @@ class Breaker:
             self._resetting[scope] = True
         self._epoch = self._next_epoch()
         self._hold(scope, _Held(state, reason))
-        self._restate(scope, by)
-        answer_epoch = self._epoch
+        self._restate(scope, by, alarm)
+        change = BreakerChange(scope, state, self._epoch, reason, by, alarm)
         await self._announce()
-        return BreakerAnswer(scope=scope, state=state, epoch=answer_epoch, changed=True, durable=await self.save())
+        durable = await self.save()
+        self._tell(change)
+        return BreakerAnswer(scope=scope, state=state, epoch=change.epoch, changed=True, durable=durable)
+
+    def _tell(self, change: BreakerChange) -> None:
+        if self._told is not None:
+            self._told(change)
 
     async def reset(
         self, reason: str, by: str, state: TradingState = TradingState.ACTIVE, *, scope: str = DESK
@@ -202,14 +229,16 @@ class Breaker:
             # A trip of another scope may have raised it further meanwhile.
             self._epoch = max(self._epoch, epoch)
             self._hold(scope, None if state is TradingState.ACTIVE else _Held(state, reason))
+            change = BreakerChange(scope, state, self._epoch, reason, by, "")
             await self._announce()
-            return BreakerAnswer(scope=scope, state=state, epoch=self._epoch, changed=True, durable=True)
+            self._tell(change)
+            return BreakerAnswer(scope=scope, state=state, epoch=change.epoch, changed=True, durable=True)
 
     async def _write_reset(self, scope: str, reason: str, by: str, state: TradingState, epoch: Epoch) -> None:
         kept = "" if state is TradingState.ACTIVE else reason
         event = BreakerReset(scope=scope, reason=reason, state=state, epoch=epoch, by=by)
         try:
-            await self._ledger.commit(self._unit(EventDraft(event), scope, state, epoch, kept))
+            await self._ledger.commit(self._unit([EventDraft(event)], scope, state, epoch, kept))
         except LedgerError:
             self._restate(scope, "breaker: a reset got no answer from the ledger and does not count")
             raise
@@ -220,14 +249,16 @@ class Breaker:
         durable = await self.save()
         return BreakerAnswer(scope=scope, state=self.state_of(scope), epoch=self._epoch, changed=False, durable=durable)
 
-    def _restate(self, scope: str, by: str) -> None:
+    def _restate(self, scope: str, by: str, alarm: str = "") -> None:
         """Have the state in memory written: the ledger may hold a looser one as its last word."""
         state, reason, epoch = self.state_of(scope), self.reason_of(scope), self._epoch
-        event = BreakerTripped(scope=scope, reason=reason, state=state, epoch=epoch, by=by)
+        events = [EventDraft(BreakerTripped(scope=scope, reason=reason, state=state, epoch=epoch, by=by))]
+        if alarm:
+            events.append(EventDraft(AlarmRaised(code=alarm, message=reason, subject=scope)))
         if self._starting and scope == DESK and self._restored is not None:
             # The HALTED of this start is not what the next one finds.
             state, reason = self._restored.state, self._restored.reason
-        self._unsaved[scope] = self._unit(EventDraft(event), scope, state, epoch, reason)
+        self._unsaved[scope] = self._unit(events, scope, state, epoch, reason)
 
     async def save(self) -> bool:
         """Write trips that are not in the ledger yet; True when nothing is left to write."""
@@ -265,7 +296,7 @@ class Breaker:
         self._counter += 1
         return Epoch(self._ledger.generation, self._counter)
 
-    def _unit(self, event: EventDraft, scope: str, state: TradingState, epoch: Epoch, reason: str) -> Unit:
+    def _unit(self, events: Sequence[EventDraft], scope: str, state: TradingState, epoch: Epoch, reason: str) -> Unit:
         row = {
             "scope": scope,
             "state": state.value,
@@ -274,7 +305,7 @@ class Breaker:
             "reason": reason,
             "updated_ms": self._clock.now_ms(),
         }
-        return Unit(events=(event,), writes=(Upsert("desk_state", row),))
+        return Unit(events=tuple(events), writes=(Upsert("desk_state", row),))
 
 
 def _read(rows: Mapping[str, Row]) -> dict[str, _Held]:

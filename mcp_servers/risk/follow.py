@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 from trading.adapters.ledger_follower import LedgerFollower
@@ -21,6 +22,7 @@ from .protective import KnownExits
 log = logging.getLogger("grekko.risk")
 
 _POLL_MS: Final = 50
+_MISSED_KEPT: Final = 20_000  # events of the time without risk that are looked at; the newest
 
 
 class ExecutionFollower:
@@ -31,7 +33,7 @@ class ExecutionFollower:
         execution: execution's, read only.
         rows: the ``approvals`` rows of open reservations by id, shared with the sign-off.
         wakeups: hints that there is something new; without them the ledger is polled.
-        changed: called after events were applied.
+        watch: looks at events once they are applied, before anything is written.
     """
 
     def __init__(
@@ -43,12 +45,12 @@ class ExecutionFollower:
         rows: dict[str, Row],
         clock: Clock,
         wakeups: AsyncIterator[object] | None = None,
-        changed: Callable[[], Awaitable[None]] | None = None,
+        watch: Callable[[Iterable[EventEnvelope], Changes], Awaitable[None]] | None = None,
     ) -> None:
         self._ledger = ledger
         self._portfolio = portfolio
         self._rows = rows
-        self._changed = changed
+        self._watch = watch
         self._follower = LedgerFollower(execution, wakeups=wakeups, poll_ms=_POLL_MS, clock=clock)
         self._exits = KnownExits(ledger)
         portfolio.covers = self._exits.covers
@@ -61,8 +63,11 @@ class ExecutionFollower:
         """Monotonic time of the newest complete read, None before the first."""
         return self._follower.checked_ns
 
-    async def rebuild(self) -> int:
+    async def rebuild(self, since_ms: int | None = None) -> int:
         """Load what is open and fold execution's whole ledger; return how many reservations are open then.
+
+        Args:
+            since_ms: events after this time were missed; they are watched once they are folded.
 
         Raises:
             LedgerError: one of the ledgers cannot be read.
@@ -71,14 +76,19 @@ class ExecutionFollower:
             approved = approved_of(row)
             self._portfolio.reservations.add(reservation_of(approved.approval))
             self._rows[approved.approval.approval_id] = row
+        missed: deque[EventEnvelope] = deque(maxlen=_MISSED_KEPT)
         while events := await self._follower.read():
             await self._exits.learn(events)
             self._collect(self._portfolio.apply(events, live=False))
+            if since_ms is not None:
+                missed.extend([event for event in events if event.timestamp_ms > since_ms])
         for foreign in self._portfolio.foreign_orders():
             message = "an open order has no approval of this desk; it counts against the limits"
             self._alarms.append(
                 AlarmRaised(code="ORDER_WITHOUT_APPROVAL", message=message, subject=foreign.order_id or "")
             )
+        if self._watch is not None:
+            await self._watch(missed, Changes(alarms=tuple(self._alarms)))
         await self.write()
         return len(self._portfolio.reservations)
 
@@ -130,7 +140,8 @@ class ExecutionFollower:
             await self._exits.learn(events)
         except LedgerError as error:  # an exit that cannot be looked up is unknown: its order raises an alarm
             log.error("standing exits cannot be looked up (%s)", error.code)
-        self._collect(self._portfolio.apply(events, live=True))
+        changes = self._portfolio.apply(events, live=True)
+        self._collect(changes)
+        if self._watch is not None and events:
+            await self._watch(events, changes)
         await self.write()
-        if self._changed is not None:
-            await self._changed()

@@ -24,6 +24,7 @@ from trading.domain.standing_exits import EXIT_LIFE_MAX_MS
 from trading.domain.voting import QuorumPolicy
 
 from .authority import OVERRIDABLE, Needs
+from .breaker_limits import BreakerLimits
 from .protection import ProtectionLimits
 from .scopes import ScopeLimits, Scopes
 from .values import Amount, Bps, Count, Millis, Percent, Whole
@@ -139,6 +140,7 @@ class RiskLimits(SectionModel):
         clock_skew_ms: how far another room's clock may be ahead of ours.
         portfolio_loss_pct: every position is closed once equity lies so far below its level at 00:00 UTC; None never.
         exit_ttl_ms: life of a standing exit; renewed before half of it is over while the position is open.
+        breaker: when the breaker trips by itself.
         reactivate_after_unclean_stop: paper only: resume by policy after a crash instead of waiting for the operator.
     """
 
@@ -200,6 +202,7 @@ class RiskLimits(SectionModel):
     exit_ttl_ms: Annotated[Whole, Field(ge=600_000, le=EXIT_LIFE_MAX_MS)] = 86_400_000
     reactivate_after_unclean_stop: StrictBool = True
     quorum: QuorumLimits = QuorumLimits()
+    breaker: BreakerLimits = BreakerLimits()
 
     @model_validator(mode="after")
     def _only_amounts_are_overridable(self) -> Self:

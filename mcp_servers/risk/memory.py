@@ -31,6 +31,7 @@ from .scopes import InForce
 log = logging.getLogger("grekko.risk")
 
 REARM_SCOPE: Final = "rearmed"
+_AGENT: Final = f"{REARM_SCOPE} "
 
 
 class Memory:
@@ -46,11 +47,17 @@ class Memory:
         rearmed = states.get(REARM_SCOPE)
         self.rearmed_ms = 0 if rearmed is None else int(str(rearmed["updated_ms"]))
         self._rearmed_saved = True
+        self._rearmed_agents = {
+            AgentId(scope.removeprefix(_AGENT)): int(str(row["updated_ms"]))
+            for scope, row in states.items()
+            if scope.startswith(_AGENT)
+        }
+        self._unsaved_agents: dict[AgentId, int] = {}
 
     def prepare(self, portfolio: Portfolio, in_force: Callable[[], Policy], account_id: AccountId, mode: Mode) -> None:
         """Make the activity ready to hear what happened since, before the ledger is folded."""
         activity = portfolio.activity
-        activity.rearmed_ms = self.rearmed_ms
+        activity.rearmed_ms, activity.rearmed_agents = self.rearmed_ms, dict(self._rearmed_agents)
 
         def entries(agent_id: AgentId, instrument_id: InstrumentId) -> tuple[int, int]:
             limits = limits_of(in_force(), account_id, mode, agent_id, instrument_id).limits
@@ -73,11 +80,18 @@ class Memory:
         if activity.rearm(now_ms):
             self.rearmed_ms, self._rearmed_saved = now_ms, False
 
+    def rearm_agent(self, activity: Activity, agent_id: AgentId, now_ms: int) -> None:
+        """Let one agent go on; the caller has checked that the operator wants it."""
+        activity.rearm_agent(agent_id, now_ms)
+        self._unsaved_agents[agent_id] = now_ms
+
     async def save(self, ledger: Ledger, now_ms: int) -> None:
         """Write what changed; what fails is written next time."""
         day, peak = self.daily.unsaved(now_ms), self.drawdown.unsaved(now_ms)
         rearmed = None if self._rearmed_saved else _rearm_row(self.rearmed_ms)
-        rows = tuple([row for row in (day, peak, rearmed) if row is not None])
+        agents = dict(self._unsaved_agents)
+        of_agents = [_rearm_row(at_ms, f"{_AGENT}{agent_id}") for agent_id, at_ms in agents.items()]
+        rows = tuple([row for row in (day, peak, rearmed, *of_agents) if row is not None])
         if not rows:
             return
         try:
@@ -89,6 +103,9 @@ class Memory:
             self.daily.saved()
         if peak is not None:
             self.drawdown.saved(peak)
+        for agent_id, at_ms in agents.items():
+            if self._unsaved_agents.get(agent_id) == at_ms:
+                del self._unsaved_agents[agent_id]
         if rearmed is not None and rearmed.row["updated_ms"] == self.rearmed_ms:
             self._rearmed_saved = True
 
@@ -124,6 +141,6 @@ def _flow(
     return approval_id, (agent_id, order.instrument_id), order.side, multiply(order.quantity, price), at_ms
 
 
-def _rearm_row(at_ms: int) -> Upsert:
-    row = {"scope": REARM_SCOPE, "state": "", "generation": 0, "counter": 0, "reason": "", "updated_ms": at_ms}
+def _rearm_row(at_ms: int, scope: str = REARM_SCOPE) -> Upsert:
+    row = {"scope": scope, "state": "", "generation": 0, "counter": 0, "reason": "", "updated_ms": at_ms}
     return Upsert("desk_state", row)

@@ -44,6 +44,7 @@ class RiskParts:
         keys: pinned public keys of voters and leader; None accepts no decision.
         operator: pins the operator's key; operator_directory: where command files are looked for.
         heads: newest signed audit heads of other rooms, to be witnessed; own_head: risk's own, to be shown.
+        notify_url: who is told of the breaker's changes; a secret, empty tells nobody.
         closes: archived candles for the risk numbers; None leaves them the bundled history.
     """
 
@@ -73,6 +74,7 @@ class RiskParts:
     wakeups: AsyncIterator[object] | None = None
     rules: Sequence[RuleFunction] = RULES
     closes: ClosesSource | None = None
+    notify_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)

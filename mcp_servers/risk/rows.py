@@ -120,7 +120,10 @@ def limits_row(service: RiskService, scope: str, agent_id: AgentId) -> schemas.L
         values = {name: text_of(value) for name, value in only.items()}
         fields = (name for name in type(limits).model_fields if name in in_force.sources)
         values.update({name: text_of(getattr(in_force.limits, name)) for name in fields})
-        values.update({f"quorum.{name}": text_of(value) for name, value in limits.quorum.model_dump().items()})
+        for part in ("quorum", "breaker"):
+            values.update(
+                {f"{part}.{name}": text_of(value) for name, value in getattr(limits, part).model_dump().items()}
+            )
     elif in_force.symbol is not None:
         own = {**in_force.symbol.model_dump(exclude={"protection"}), **in_force.protection.model_dump()}
         values = {name: text_of(value) for name, value in own.items()}

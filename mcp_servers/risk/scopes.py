@@ -168,7 +168,7 @@ class Scopes:
 
 
 #: Parts of the document that are not values of an order.
-_STRUCTURE: Final = frozenset({"symbols", "accounts", "modes", "venues", "agents", "quorum", "protection"})
+_STRUCTURE: Final = frozenset({"symbols", "accounts", "modes", "venues", "agents", "quorum", "protection", "breaker"})
 
 
 def _values(model: SectionModel, defaults: SectionModel, name: str) -> tuple[dict[str, object], dict[str, str]]:

@@ -6,7 +6,6 @@ import logging
 from dataclasses import replace
 from typing import Final
 
-from trading.domain.approvals import TradingState
 from trading.domain.errors import InvalidValue, Unavailable
 from trading.domain.events import ServiceStarted, ServiceStopped
 from trading.domain.identifiers import ApprovalId, DecisionId, RequestId
@@ -74,7 +73,7 @@ class RiskService:
             LedgerError: a ledger cannot be read or written; nothing was opened.
         """
         parts, now_ms = self.parts, self.parts.clock.now_ms()
-        clean = await _was_clean(parts.ledger)
+        clean, alive_ms = await _last_run(parts.ledger)
         opening = await opening_policy(parts.ledger, parts.limits)
         policy = opening.policy
         states = {str(row["scope"]): row for row in await parts.ledger.rows("desk_state")}
@@ -89,7 +88,7 @@ class RiskService:
         live.memory.prepare(self.portfolio, lambda: live.frames.policy, parts.account_id, parts.mode)
         await live.exits.restore()
         await live.people.load()
-        await live.follower.rebuild()
+        await live.follower.rebuild(alive_ms)
         live.memory.refill(self.portfolio, map(approved_of, self._rows.values()), policy, now_ms)
         may_reactivate = parts.mode is Mode.PAPER and policy.limits.reactivate_after_unclean_stop
         await live.breaker.open(clean=clean, may_reactivate=may_reactivate)
@@ -123,14 +122,10 @@ class RiskService:
         return self._opened
 
     async def tick(self) -> None:
-        """Do what is due about twice a second: heartbeat, daily loss, and whatever could not be written before."""
+        """Do what is due about twice a second: heartbeat, silent markets, and whatever could not be written before."""
         live = self.live
         frame = live.frames.take()
-        result, limit = frame.daily_result, frame.limits.daily_loss_max
-        if result is not None and result <= -limit and live.breaker.state is TradingState.ACTIVE:
-            await live.breaker.trip(
-                f"daily loss {-result:f} reached the limit {limit:f}", "policy", TradingState.REDUCING
-            )
+        await live.surveillance.look(frame)
         await live.heartbeats.beat()
         await live.breaker.save()
         await live.exits.step(frame)
@@ -180,7 +175,10 @@ class RiskService:
             raise Unavailable("risk is stopping", code="RISK_NOT_READY")
         for order in orders:
             self._check_account(order)
-        return await self.live.sign_off.request(principal, request_id, orders, decision_id)
+        answer = await self.live.sign_off.request(principal, request_id, orders, decision_id)
+        if not answer.replayed and (denied := answer.denied):
+            self.live.surveillance.denied(denied)
+        return answer
 
     def check_order(self, order: OrderRequest) -> CheckReport:
         """Judge one order as ``request_approval`` would, reserving and counting nothing."""
@@ -296,10 +294,11 @@ class RiskService:
         log.critical("%s; this one stops answering", self.failed)
 
 
-async def _was_clean(ledger: Ledger) -> bool:
-    """Whether the last run ended with ServiceStopped; a new ledger counts as clean."""
+async def _last_run(ledger: Ledger) -> tuple[bool, int | None]:
+    """Whether the last run ended with ServiceStopped, and when it last wrote; a new ledger counts as clean."""
     last = await ledger.last_seq()
     if not last:
-        return True
+        return True, None
     events = await ledger.events_after(last - 1, limit=1)
-    return bool(events) and isinstance(events[0].payload, ServiceStopped)
+    clean = bool(events) and isinstance(events[0].payload, ServiceStopped)
+    return clean, events[0].timestamp_ms if events else None

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from mcp_servers.risk.document import Configured, LimitsSource
 from mcp_servers.risk.limits import RiskLimits
+from trading.adapters.bounded_http import check_url
 from trading.adapters.config import DeskSettings, SectionModel, load_section
-from trading.domain.errors import ConfigurationError
+from trading.domain.errors import ConfigurationError, InvalidValue
+
+
+def _may_be_told(url: str) -> str:
+    try:
+        return check_url(url, what="notify_url") if url else ""
+    except InvalidValue as error:
+        raise ValueError(str(error)) from None
 
 
 class RiskSettings(SectionModel):
@@ -19,12 +28,14 @@ class RiskSettings(SectionModel):
     Attributes:
         limits: ``[risk.limits]``, see ``limits.py``; signed approvals name their version and digest.
         limits_file: the document, if it is not ``limits.toml`` or ``limits.json`` in the home; relative to the home.
+        notify_url: told of every change of the breaker by POST; ``https``, or ``http`` on this machine. A secret.
         witness_every_s: how often other rooms' audit heads are embedded in our chain.
     """
 
     limits: RiskLimits = RiskLimits()
     limits_file: Path | None = None
     witness_every_s: int = Field(default=30, ge=1, le=3_600)
+    notify_url: Annotated[str, AfterValidator(_may_be_told)] = Field(default="", repr=False)
 
 
 def load_risk_settings() -> RiskSettings:

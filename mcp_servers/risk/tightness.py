@@ -22,6 +22,7 @@ from trading.domain.money import plain
 from trading.domain.proposals import OrderType
 
 from .authority import Needs, strictest
+from .breaker_limits import BreakerLimits
 from .limits import QuorumLimits, RiskLimits, SymbolLimits
 from .protection import ProtectionLimits
 from .scopes import ScopeLimits
@@ -128,6 +129,7 @@ DIRECTIONS: Final[Mapping[type[SectionModel], Mapping[str, Direction]]] = {
         "undecided_modes": Direction.SUBSET,
         "reactivate_after_unclean_stop": Direction.FALSE,
         "quorum": Direction.PART,
+        "breaker": Direction.PART,
     },
     SymbolLimits: {
         **_ORDER,
@@ -145,6 +147,15 @@ DIRECTIONS: Final[Mapping[type[SectionModel], Mapping[str, Direction]]] = {
         **_named(Direction.LARGER, "min_yes", "min_yes_large", "quorum"),
         "require_risk_consent": Direction.TRUE,
         "consent_agents": Direction.CONSENT,
+    },
+    BreakerLimits: {
+        **_named(
+            Direction.SMALLER,
+            *("daily_loss_halt", "drawdown_pct", "loss_streak", "spread_bps", "range_bps", "stale_ms", "rejections"),
+            *("denials", "orders", "agent_orders", "order_children", "order_value", "orders_without_approval"),
+            "differences",
+        ),
+        **_named(Direction.LARGER, "range_window_ms", "window_ms"),
     },
     ProtectionLimits: {
         **_named(Direction.SMALLER, "stop_bps", "trailing_bps", "atr_multiple", "hold_max_ms"),

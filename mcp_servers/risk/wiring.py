@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from trading.domain.approvals import TradingState
 from trading.domain.errors import Unavailable
 from trading.domain.events import HeadWitnessed
+from trading.domain.identifiers import AgentId
 from trading.domain.instruments import InstrumentId
 from trading.domain.pending import PendingState
-from trading.domain.trading_states import DESK
+from trading.domain.trading_states import AGENT, DESK
 from trading.ports.ledger import Row
 
 from .adoption import Adoption, Opening
+from .alerts import Alerts
 from .assessment import Assessor
 from .breaker import Breaker, BreakerAnswer
 from .breaker_scopes import KnownScopes, restricted
@@ -32,6 +34,7 @@ from .portfolio import Portfolio
 from .reservations import ReservationBook
 from .sign_off import SignOff
 from .standing_exits import StandingExits
+from .surveillance import Surveillance, approvals_parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,8 @@ class Live:
     heartbeats: Heartbeats
     commands: OperatorCommands | None
     known_scopes: KnownScopes
+    surveillance: Surveillance
+    alerts: Alerts
     memory: Memory
     adoption: Adoption
     exits: StandingExits
@@ -89,7 +94,18 @@ def wire(room: Room, opening: Opening, states: dict[str, Row], *, clean: bool) -
         await heartbeats.beat()
 
     known = KnownScopes(parts, lambda: frames.policy.limits, room.portfolio, room.assessor.agents)
-    breaker = Breaker(parts.ledger, parts.clock, announce, restored=states)
+    alerts = Alerts(parts.notify_url, parts.clock, desk=parts.desk, account_id=parts.account_id)
+    breaker = Breaker(parts.ledger, parts.clock, announce, restored=states, told=alerts.tell)
+    surveillance = Surveillance(
+        breaker=breaker,
+        portfolio=room.portfolio,
+        memory=memory,
+        clock=parts.clock,
+        limits=lambda: frames.policy.limits,
+        instruments=[InstrumentId(parts.venue, symbol) for symbol in parts.symbols],
+        data_of=parts.data_of,
+        parent_of=approvals_parent(room.rows),
+    )
     follower = ExecutionFollower(
         ledger=parts.ledger,
         execution=parts.execution,
@@ -97,6 +113,7 @@ def wire(room: Room, opening: Opening, states: dict[str, Row], *, clean: bool) -
         rows=room.rows,
         clock=parts.clock,
         wakeups=parts.wakeups,
+        watch=surveillance.executed,
     )
     frames = _frames(room, policy, breaker, memory, lambda: follower.checked_ns)
     heartbeats = Heartbeats(
@@ -138,8 +155,10 @@ def wire(room: Room, opening: Opening, states: dict[str, Row], *, clean: bool) -
         sign_off=sign_off,
         follower=follower,
         heartbeats=heartbeats,
-        commands=_commands(room, breaker, memory, known, people, adoption),
+        commands=_commands(room, breaker, memory, known, people, adoption, surveillance),
         known_scopes=known,
+        surveillance=surveillance,
+        alerts=alerts,
         memory=memory,
         adoption=adoption,
         exits=StandingExits(parts.ledger, parts.signer, parts.ids),
@@ -182,7 +201,13 @@ def verifier_of(parts: RiskParts, limits: RiskLimits) -> DecisionVerifier | None
 
 
 def _commands(
-    room: Room, breaker: Breaker, memory: Memory, known: KnownScopes, people: People, adoption: Adoption
+    room: Room,
+    breaker: Breaker,
+    memory: Memory,
+    known: KnownScopes,
+    people: People,
+    adoption: Adoption,
+    surveillance: Surveillance,
 ) -> OperatorCommands | None:
     parts = room.parts
     if parts.operator_directory is None:
@@ -196,8 +221,14 @@ def _commands(
                 return answer
         elif not room.is_ready():
             raise Unavailable("reservations are still being rebuilt", code="RISK_NOT_READY")
-        if command.state is TradingState.ACTIVE and scope == DESK:
-            memory.rearm(room.portfolio.activity, parts.clock.now_ms())
+        if command.state is TradingState.ACTIVE:
+            kind, _, name = scope.partition(":")
+            if scope == DESK:
+                memory.rearm(room.portfolio.activity, parts.clock.now_ms())
+            elif kind == AGENT:
+                memory.rearm_agent(room.portfolio.activity, AgentId(name), parts.clock.now_ms())
+            await memory.save(parts.ledger, parts.clock.now_ms())
+        surveillance.rearm(scope)
         return await breaker.reset(command.reason, by, command.state, scope=scope)
 
     async def hear(answer: OperatorAnswer) -> tuple[PendingState, str]:

@@ -20,6 +20,7 @@ from trading.ports.clock import Clock
 T = TypeVar("T")
 
 MAILBOX_LIMIT: Final = 20_000  # items per subscriber
+EVERY_BOOK_PATIENCE: Final = 256  # items that wait before books replace each other for one who wants every book
 
 MarketUpdate = OrderBook | TradePrint
 
@@ -100,14 +101,18 @@ class MarketFeed(Protocol):
 class Subscription(Generic[T], AsyncIterator[T]):
     """An endless, bounded series of updates; iterate over it, and ``close()`` it when done.
 
-    A book that the reader has not taken yet is replaced by the next one of the same instrument; a trade never is.
+    A book that the reader has not taken yet is replaced by the next one of the same instrument, with ``patience`` only
+    once so many items wait; a trade never is.
     When ``limit`` items wait, the oldest is dropped and counted in ``overruns``: a reader that sees the count rise
     has lost trades and must say so.
     """
 
-    def __init__(self, detach: Callable[[Subscription[T]], None], *, limit: int = MAILBOX_LIMIT) -> None:
+    def __init__(
+        self, detach: Callable[[Subscription[T]], None], *, limit: int = MAILBOX_LIMIT, patience: int = 0
+    ) -> None:
         self._items: deque[tuple[InstrumentId | None, Callable[[], T | None]]] = deque()
         self._limit = limit
+        self._patience = patience
         self._ready = asyncio.Event()
         self._detach = detach
         self._closed = False
@@ -117,7 +122,7 @@ class Subscription(Generic[T], AsyncIterator[T]):
         """Add an update, decoded only when it is taken; ``replaces`` names the instrument of a book."""
         if self._closed:
             return
-        if replaces is not None and self._items and self._items[-1][0] == replaces:
+        if replaces is not None and len(self._items) > self._patience and self._items[-1][0] == replaces:
             self._items[-1] = (replaces, make)
             return
         if len(self._items) >= self._limit:
@@ -170,9 +175,10 @@ class Fanout:
         self._books: list[Subscription[MarketUpdate]] = []
         self._trades: list[Subscription[MarketUpdate]] = []
 
-    def open(self, *, books: bool, trades: bool) -> Subscription[MarketUpdate]:
+    def open(self, *, books: bool, trades: bool, every_book: bool = False) -> Subscription[MarketUpdate]:
         """Return a new subscription, empty until the next update."""
-        subscription: Subscription[MarketUpdate] = Subscription(self._detach)
+        patience = EVERY_BOOK_PATIENCE if every_book else 0
+        subscription: Subscription[MarketUpdate] = Subscription(self._detach, patience=patience)
         if books:
             self._books.append(subscription)
         if trades:

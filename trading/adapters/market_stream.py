@@ -190,9 +190,13 @@ class MarketStreamView:
         """Return every known instrument."""
         return tuple(rules for _, rules in self._rules.values())
 
-    def subscribe(self) -> Subscription[MarketUpdate]:
-        """Return books and trades in the order of their sequences, from now on."""
-        return self._fanout.open(books=True, trades=True)
+    def subscribe(self, *, every_book: bool = False) -> Subscription[MarketUpdate]:
+        """Return books and trades in the order of their sequences, from now on.
+
+        Args:
+            every_book: a book that waits is not replaced by a newer one unless hundreds wait.
+        """
+        return self._fanout.open(books=True, trades=True, every_book=every_book)
 
     def subscribe_books(self) -> Subscription[OrderBook]:
         """Return books from now on; a book that waits is replaced by a newer one."""
