@@ -15,6 +15,7 @@ from mcp_servers.execution.reconciliation import Reconciliation
 from mcp_servers.execution.routing import Child
 from mcp_servers.execution.service import ExecutionService
 from mcp_servers.execution.walks import Outcome, Receipt, Refusal
+from trading.domain.instruments import InstrumentId
 from trading.domain.market_data import Side
 from trading.domain.money import ZERO, add, divide, quantize_nearest
 from trading.domain.orders import Order, OrderStatus
@@ -194,7 +195,14 @@ def _position(service: ExecutionService, held: Position) -> schemas.PositionRow:
         unrealized=None if mark is None else held.unrealized(mark),
         fees={str(currency): amount for currency, amount in held.fees.items()},
         protected=protected,
+        stop=stop(service, held.instrument_id),
     )
+
+
+def stop(service: ExecutionService, instrument_id: InstrumentId) -> schemas.StopRow:
+    """Return how a position is protected."""
+    found = service.stop_loss.view(instrument_id)
+    return schemas.StopRow(price=found.price, kind=found.kind, at=found.at, size=found.size, until_ms=found.until_ms)
 
 
 def fees(service: ExecutionService) -> schemas.Fees:

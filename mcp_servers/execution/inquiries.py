@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from mcp_servers.execution.protection.alarms import UNSAFE
 from mcp_servers.execution.routing import Child, RouteRequest, plan_child
 from mcp_servers.execution.rows import order_of
 from trading.domain.approvals import TradingState
@@ -135,6 +136,7 @@ class Inquiries:
             reasons.append("NOT_RECONCILED the venue has not answered everything yet")
         elif last.differences:
             reasons.append(f"DIFFERENCES {len(last.differences)} differences between ledger and venue")
+        reasons += self._service.stop_loss.alarms.standing(*UNSAFE)
         for instrument_id in self._service.instruments:
             book = self._service.book(instrument_id)
             if book is None or book.mid is None:

@@ -153,6 +153,16 @@ class BalanceRow(Row):
     free: DecimalText
 
 
+class StopRow(Row):
+    """The stop that closes a position; the nearest of all that are set."""
+
+    price: DecimalText | None
+    kind: str = Field(description="fixed, trailing, atr, floor, agent")
+    at: str = Field(description="venue, desk (watched here), none")
+    size: DecimalText = Field(description="Base that it would close")
+    until_ms: int | None = Field(description="Closed then at the latest")
+
+
 class PositionRow(Row):
     """What our fills add up to."""
 
@@ -164,6 +174,7 @@ class PositionRow(Row):
     unrealized: DecimalText | None
     fees: dict[str, DecimalText]
     protected: DecimalText = Field(description="Base covered by working reduce-only orders")
+    stop: StopRow
 
 
 class Account(Row):

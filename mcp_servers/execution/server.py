@@ -9,6 +9,7 @@ from pydantic import Field
 from mcp_servers.envelope import DEFAULT_ROWS, Meta, PositiveDecimalText, Reply, fit, ok, parse_since, timestamp
 from mcp_servers.execution import answers, schemas
 from mcp_servers.execution.bootstrap import ExecutionRoom, open_execution
+from mcp_servers.execution.protection.tightening import Wish
 from mcp_servers.execution.routing import RouteRequest
 from mcp_servers.execution.settings import check_allowed, load_execution_settings
 from mcp_servers.execution.submission import BATCH_MAX
@@ -79,6 +80,7 @@ def register(server: DeskServer[ExecutionRoom]) -> None:
     """Add the execution tools to a server."""
     _register_trading(server)
     _register_cancels(server)
+    _register_stops(server)
     _register_orders(server)
     _register_state(server)
 
@@ -217,6 +219,35 @@ def _register_cancels(server: DeskServer[ExecutionRoom]) -> None:
         return ok(answers.canceled(found), _meta(room))
 
 
+def _register_stops(server: DeskServer[ExecutionRoom]) -> None:
+    @tool(
+        server,
+        title="Set stop",
+        read_only=False,
+        destructive=False,
+        idempotent=True,
+        open_world=True,
+        scope="execution:cancel",
+    )
+    async def execution_set_stop(
+        ctx: Context[ExecutionRoom],
+        symbol: Symbol,
+        stop_price: PositiveDecimalText | None = None,
+        trailing_bps: PositiveDecimalText | None = None,
+        hold_max_s: Annotated[int | None, Field(ge=1, le=31_536_000)] = None,
+    ) -> Reply[schemas.StopRow]:
+        """Bring the stop of an open position nearer; it never moves away again. Needs no approval.
+
+        hold_max_s counts from the entry. A looser stop is refused (PROTECTION_LOOSENED) with the one that holds.
+        Example: symbol BTC/USDT, stop_price "59000".
+        """
+        room = _room(ctx)
+        name = InstrumentId(room.desk.venue, parse_symbol(symbol))
+        wish = Wish(stop_price=stop_price, trailing_bps=trailing_bps, hold_max_s=hold_max_s)
+        await room.service.stop_loss.tighten(name, wish)
+        return ok(answers.stop(room.service, name), _meta(room))
+
+
 async def _detail(room: ExecutionRoom, name: str) -> schemas.OrderDetail:
     order = await room.service.inquiries.find_order(name)
     rows = await room.service.parts.ledger.rows("fills", {"order_id": order.order_id})
@@ -268,7 +299,7 @@ def _register_state(server: DeskServer[ExecutionRoom]) -> None:
 
     @read(title="Get account")
     async def execution_get_account(ctx: Context[ExecutionRoom], account: Name = None) -> Reply[schemas.Account]:
-        """Show balances, positions, profit and loss, and how much of each position is protected."""
+        """Show balances, positions, profit and loss, and the stop that protects each position."""
         room = _room(ctx)
         _check_account(room, account)
         return ok(answers.account(room.service), _meta(room))

@@ -274,9 +274,9 @@ async def test_an_exit_that_ends_between_claim_and_send_sends_nothing() -> None:
         desk.clock.advance(1)
         return await commit(unit)
 
-    desk.ledger.commit = slow  # type: ignore[method-assign]
+    desk.ledger.commit = slow
     await desk.stops.attend(INSTRUMENT_ID)
-    desk.ledger.commit = commit  # type: ignore[method-assign]
+    desk.ledger.commit = commit
     assert [each.code for each in desk.events(OrderNotSent)] == ["GATE_EXPIRED"]
     assert desk.held == D("0.5")
 

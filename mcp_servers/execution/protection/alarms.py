@@ -16,6 +16,9 @@ STUCK = "PROTECTION_STUCK"
 #: A stop was hit and the position is being closed.
 HIT = "STOP_HIT"
 
+#: What makes a desk unsafe to trade on.
+UNSAFE = (MISSING, BLIND, EXPIRING, STUCK)
+
 
 class Episodes:
     """Remembers which alarms stand."""
@@ -41,4 +44,4 @@ class Episodes:
 
     def standing(self, *codes: str) -> list[str]:
         """Return the alarms of these codes that stand, each as code, instrument and cause."""
-        return [f"{code} {about}: {text}" for (code, about), text in self._standing.items() if code in codes]
+        return [f"{code} {about.symbol}: {text}" for (code, about), text in self._standing.items() if code in codes]

@@ -33,9 +33,11 @@ from mcp_servers.execution.protection.prices import ExitPrices, Touch, touch_of
 from mcp_servers.execution.protection.resting import RestingStops
 from mcp_servers.execution.protection.rules import ProtectionRules
 from mcp_servers.execution.protection.stops import StopKind
+from mcp_servers.execution.protection.tightening import Wish, check_tick, tighten
+from mcp_servers.execution.protection.views import Protection, view_of
 from mcp_servers.execution.protection.watching import Watching
 from trading.domain.approvals import ApprovedOrder
-from trading.domain.errors import GateRefused, LedgerUnavailable, VenueError
+from trading.domain.errors import GateRefused, LedgerUnavailable, Retryable, VenueError
 from trading.domain.events import EventEnvelope
 from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import OrderBook, Side
@@ -285,6 +287,14 @@ class StopLoss:
         """Return what is known of an instrument's protection."""
         return self._posts.get(instrument_id)
 
+    def view(self, instrument_id: InstrumentId) -> Protection:
+        """Return how the position in an instrument is protected."""
+        post, lifecycle = self._posts.get(instrument_id), self._parts.lifecycle
+        guard = None if post is None else post.open_guard
+        reducible = ZERO if guard is None else lifecycle.reducible(instrument_id, guard.side)
+        found = None if post is None else self._exit(post)
+        return view_of(post, found, self._parts.resting.orders(instrument_id), reducible)
+
     def _exit(self, post: Post) -> StandingExit | None:
         guard = post.open_guard
         return None if guard is None else self.exits.usable(post.instrument.id, guard.side)
@@ -303,6 +313,38 @@ class StopLoss:
         if guard is not None and post.is_unsaved(now_ms, self._parts.rules.save_every_ms):
             await self._parts.ledger.commit(Unit(writes=(guard_row(guard),)))
             post.saved, post.saved_ms = guard, now_ms
+
+    async def tighten(self, instrument_id: InstrumentId, wish: Wish) -> Post:
+        """Bring the stop of an open position nearer, for good; return its post once that is written down.
+
+        Raises:
+            GateRefused: NO_POSITION, PROTECTION_MISSING, or as ``tightening.tighten``.
+            InvalidValue: PRICE_TICK.
+            Retryable: PROTECTION_BUSY, the position is being closed.
+            LedgerError: it could not be written down; it holds all the same.
+        """
+        post = self._posts.get(instrument_id)
+        guard = None if post is None else post.open_guard
+        if post is None or guard is None:
+            raise GateRefused("there is no open position in it", code="NO_POSITION")
+        try:
+            async with asyncio.timeout(self._parts.rules.withdraw_s), post.lock:
+                touch = await self._parts.prices.of(instrument_id)
+                await self._tighten(post, wish, touch)
+        except TimeoutError:
+            raise Retryable("its stop is at work just now", code="PROTECTION_BUSY") from None
+        self.wake(instrument_id)
+        return post
+
+    async def _tighten(self, post: Post, wish: Wish, touch: Touch | None) -> None:
+        guard, found, position = post.open_guard, self._exit(post), self._position(post)
+        if guard is None or found is None or position is None or position.average_price is None:
+            raise GateRefused("the position has no exit that a stop could use", code=alarms.MISSING)
+        check_tick(wish, post.instrument)
+        price = None if touch is None else touch.exit_price(guard.side)
+        post.guard = tighten(guard, found.terms.plan, wish, price=price)
+        post.restop(found, position.average_price)
+        await self._save(post)
 
     # --- what the gate asks --------------------------------------------------------------------------------------
 

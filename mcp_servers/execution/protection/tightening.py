@@ -7,7 +7,8 @@ from decimal import Decimal
 
 from mcp_servers.execution.protection.guards import Guard
 from mcp_servers.execution.protection.stops import Tightening, deadline_ms, is_hit, is_nearer
-from trading.domain.errors import GateRefused
+from trading.domain.errors import GateRefused, InvalidValue
+from trading.domain.instruments import Instrument
 from trading.domain.money import plain
 from trading.domain.standing_exits import StopPlan
 
@@ -54,6 +55,25 @@ def tighten(guard: Guard, plan: StopPlan, wish: Wish, *, price: Decimal | None) 
     if wish.hold_max_s is not None:
         asked = _hold(guard, plan, asked, wish.hold_max_s)
     return replace(guard, asked=asked)
+
+
+def check_tick(wish: Wish, instrument: Instrument) -> None:
+    """Return if the price that is asked for is on the tick.
+
+    Raises:
+        InvalidValue: PRICE_TICK, with the nearest prices; NOTHING_ASKED, none of the three is given.
+    """
+    price = wish.stop_price
+    if price is None and wish.trailing_bps is None and wish.hold_max_s is None:
+        raise InvalidValue("give stop_price, trailing_bps or hold_max_s", code="NOTHING_ASKED")
+    if price is not None and not instrument.is_price(price):
+        near = (instrument.price_floor(price), instrument.price_ceiling(price))
+        raise InvalidValue(
+            f"stop_price is not on the tick of {plain(instrument.price_tick)}",
+            code="PRICE_TICK",
+            suggestion="use one of the allowed prices",
+            allowed=tuple([plain(each) for each in near]),
+        )
 
 
 def _check_price(guard: Guard, wanted: Decimal, price: Decimal | None) -> None:

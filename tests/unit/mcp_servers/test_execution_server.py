@@ -13,6 +13,7 @@ from mcp_servers.execution.server import register
 from mcp_servers.hosting import DeskServer, ToolFailure, build_server, call, call_reply, open_client
 from tests.execution_support import Desk
 from tests.mcp_harness import QUICK_WAYS, Way, check_conventions, reach
+from tests.protection_support import GuardedDesk
 from trading.adapters.config import DeskSettings
 from trading.domain.proposals import Mode
 from trading.testing.venue import Fault, Operation
@@ -40,7 +41,7 @@ async def test_the_tools_keep_the_conventions_and_the_budget() -> None:
     desk = await Desk().start()
     async with open_client(_server(desk)) as client:
         await check_conventions(client, "execution")
-        assert len((await client.list_tools()).tools) == 12
+        assert len((await client.list_tools()).tools) == 13
 
 
 @pytest.mark.parametrize("way", QUICK_WAYS, ids=str)
@@ -143,6 +144,64 @@ async def test_an_exit_is_kept_and_says_why() -> None:
         assert [row["order_id"] for row in everything["kept"]] == [order.order_id]
         account = await call(client, "execution_get_account")
         assert account["positions"][0]["protected"] == "0.5"
+
+
+async def test_the_stop_of_a_position_is_shown_and_only_ever_tightened() -> None:
+    desk = await GuardedDesk(native=True).start()
+    await desk.long("0.5")
+    async with open_client(_server(desk)) as client:
+        account = await call(client, "execution_get_account")
+        assert account["positions"][0]["stop"] == {
+            "price": "57000.95",
+            "kind": "fixed",
+            "at": "venue",
+            "size": "0.5",
+            "until_ms": None,
+        }
+        tightened = await call(client, "execution_set_stop", symbol="BTC/USDT", stop_price="59000", hold_max_s=3600)
+        assert (tightened["price"], tightened["kind"]) == ("59000", "agent")
+        assert tightened["until_ms"] == desk.clock.now_ms() + 3_600_000
+        for looser, present in (
+            ({"stop_price": "58000"}, "59000"),
+            ({"hold_max_s": 7200}, "3600 s from the entry"),
+        ):
+            with pytest.raises(ToolFailure) as refused:
+                await call(client, "execution_set_stop", symbol="BTC/USDT", **looser)
+            assert refused.value.code == "PROTECTION_LOOSENED"
+            assert present in str(refused.value)
+        trailing = await call(client, "execution_set_stop", symbol="BTC/USDT", trailing_bps="50")
+        assert trailing["price"] == "59700"
+        for arguments, code in (
+            ({"stop_price": "60000"}, "PROTECTION_WOULD_TRIGGER"),
+            ({"stop_price": "59800.001"}, "PRICE_TICK"),
+            ({}, "NOTHING_ASKED"),
+            ({"trailing_bps": "50"}, "PROTECTION_LOOSENED"),
+        ):
+            with pytest.raises(ToolFailure) as wrong:
+                await call(client, "execution_set_stop", symbol="BTC/USDT", **arguments)
+            assert wrong.value.code == code
+        with pytest.raises(ToolFailure) as flat:
+            await call(client, "execution_set_stop", symbol="ETH/USDT", stop_price="10")
+        assert flat.value.code == "NO_POSITION"
+    await desk.restart()
+    assert desk.stop == D(59_700)
+
+
+async def test_an_unprotected_position_makes_the_desk_unsafe() -> None:
+    desk = await GuardedDesk().start()
+    desk.life_ms = 60_000
+    await desk.long("0.5")
+    async with open_client(_server(desk)) as client:
+        assert (await call(client, "execution_get_status"))["safe_to_trade"] is True
+        desk.clock.advance(60_000)
+        desk.refresh()
+        await desk.beat()
+        await desk.look()
+        status = await call(client, "execution_get_status")
+        assert status["safe_to_trade"] is False
+        assert [each for each in status["reasons"] if each.startswith("PROTECTION_MISSING BTC/USDT")]
+        account = await call(client, "execution_get_account")
+        assert account["positions"][0]["stop"]["at"] == "none"
 
 
 async def test_a_full_batch_fits_the_reply_and_continues_by_cursor() -> None:
