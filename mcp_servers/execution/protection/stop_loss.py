@@ -270,6 +270,7 @@ class StopLoss:
             await self._parts.closing.close(post, found, kind, touch, self.alarms)
         else:
             await self._parts.resting.fit(post, found)
+            self.alarms.end(alarms.STUCK, name)
 
     def _hit(self, post: Post, found: StandingExit, touch: Touch | None) -> StopKind | None:
         now_ms = self._parts.clock.now_ms()
