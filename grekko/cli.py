@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 audit_app = typer.Typer(help="Check what the desk has recorded.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
+limits_app = typer.Typer(help="The limits that every order is judged by.", no_args_is_help=True)
+app.add_typer(limits_app, name="limits")
 app.add_typer(risk_commands.app, name="risk")
 
 console = Console(soft_wrap=True)
@@ -187,6 +189,63 @@ def audit_verify() -> None:
     audit = _run(audit_desk(_settings()))
     show_verdict(audit, console)
     _exit(audit.kept)
+
+
+@limits_app.command("show")
+def limits_show(
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    origin: Annotated[bool, typer.Option("--origin", help="say which values the document chose")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of the document instead")] = False,
+) -> None:
+    """Show the limits in force, and whether the document says something that waits for a signature."""
+    from grekko.limits import show_limits, show_schema
+
+    if schema:
+        show_schema(console)
+    else:
+        _run(show_limits(_settings(), console, as_json=as_json, origin=origin))
+
+
+@limits_app.command("diff")
+def limits_diff(file: Annotated[Path | None, typer.Argument(help="instead of the desk's document")] = None) -> None:
+    """Compare a document with what is in force; exit 1 when it needs the operator's signature."""
+    from grekko.limits import diff_limits
+
+    _exit(_run(diff_limits(_settings(), console, file)))
+
+
+@limits_app.command("set")
+def limits_set(assignments: Annotated[list[str], typer.Argument(metavar="PATH=VALUE...")]) -> None:
+    """Change values of limits.toml, for example daily_loss_max=1500; `none` removes one.
+
+    What only tightens takes effect by itself; anything else waits for `grekko limits sign`.
+    """
+    from grekko.limits import set_limits
+
+    _run(set_limits(_settings(), console, assignments))
+
+
+@limits_app.command("sign")
+def limits_sign(
+    reason: Annotated[str, typer.Option(help="kept in the audit log")],
+    file: Annotated[Path | None, typer.Argument(help="becomes the desk's document")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Put a looser document in force: shows the difference, asks, and signs with the operator's key."""
+    from grekko.limits import sign_limits
+
+    def agree() -> bool:
+        return yes or typer.confirm("Sign these limits as the operator?", default=False)
+
+    _exit(_run(sign_limits(_settings(), console, file, reason, agree)))
+
+
+@limits_app.command("history")
+def limits_history() -> None:
+    """List every version of the limits: its digest, when it came into force, and by whom."""
+    from grekko.limits import show_history
+
+    _run(show_history(_settings(), console))
 
 
 @app.command()

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from grekko.processes import running
-from mcp_servers.risk.operator_commands import COMMAND_PAYLOAD_TYPE, CommandResult, OperatorCommand
+from mcp_servers.risk.operator_commands import COMMAND_PAYLOAD_TYPE, Command, CommandResult, OperatorCommand
 from trading.adapters import codec
 from trading.adapters.clock import SystemClock, Uuid7Factory
 from trading.adapters.config import DeskSettings
@@ -63,22 +63,44 @@ async def _command(settings: DeskSettings, state: TradingState, reason: str, sco
         issued_ms=SystemClock().now_ms(),
         scope=parse_scope(scope),
     )
+    not_done = (
+        f"risk is not running, so nothing was {'halted' if state.is_restricted else 'resumed'}; without risk"
+        " execution sends nothing that adds risk, and a desk starts in the state that it stopped in"
+    )
+    return _said(await deliver(settings, command, COMMAND_PAYLOAD_TYPE, name=state.value, not_done=not_done))
+
+
+async def deliver(
+    settings: DeskSettings, command: Command, payload_type: str, *, name: str, not_done: str
+) -> CommandResult:
+    """Sign any command with the operator's key, leave it for risk and return its answer.
+
+    Args:
+        settings: the desk's.
+        command: what the operator wants.
+        payload_type: of its kind; covered by the signature.
+        name: begins the file's name; decides nothing.
+        not_done: what is said when risk does not run.
+
+    Raises:
+        Unavailable: DESK_NOT_RUNNING or RISK_SILENT.
+        TradingError: risk refused; the code is risk's.
+    """
     home = settings.desk_home.ensure()
     signer = load_signer(home.keys("operator") / "operator.key", "operator")
     if running(home, "risk") is None:
         raise Unavailable(
-            f"risk is not running, so nothing was {'halted' if state.is_restricted else 'resumed'}; without risk"
-            " execution sends nothing that adds risk, and a desk starts in the state that it stopped in",
+            not_done,
             code="DESK_NOT_RUNNING",
             suggestion="start the desk with `grekko run`, then repeat the command",
         )
-    text = seal(codec.canonical(command), COMMAND_PAYLOAD_TYPE, signer).to_json()
+    text = seal(codec.canonical(command), payload_type, signer).to_json()
     directory = home.run / "operator"
-    await asyncio.to_thread(_leave, directory, f"{state}-{command.command_id}.json", text)
+    await asyncio.to_thread(_leave, directory, f"{name}-{command.command_id}.json", text)
     result = await _answer(directory / f"{command.command_id}.result.json")
     if not result.ok:
         raise TradingError(result.message, code=result.code, suggestion=result.suggestion)
-    return _said(result)
+    return result
 
 
 def _said(result: CommandResult) -> str:

@@ -89,7 +89,8 @@ def _risk(event: DomainEvent) -> str:
         case ReservationReleased():
             return f"reservation released: {event.evidence}"
         case LimitsLoaded():
-            return f"limits version {event.version} in force ({event.digest[:SHORT]})"
+            by = f" by {event.by}" if event.by else ""
+            return f"limits version {event.version} in force{by} ({event.digest[:SHORT]})"
         case BreakerTripped():
             return (
                 f"BREAKER {'' if event.scope == DESK else f'{event.scope} '}{event.state} by {event.by}: {event.reason}"

@@ -80,7 +80,7 @@ class LimitsSource:
         configured: Callable[[], Configured],
         check: Callable[[RiskLimits], None] = lambda _limits: None,
     ) -> None:
-        self._home = home
+        self.home = home
         self._config_file = config_file
         self._configured = configured
         self.check = check
@@ -92,6 +92,10 @@ class LimitsSource:
             ConfigurationError: two files, or the one that was named is missing.
         """
         return self._path(self._configured())
+
+    def in_config(self) -> bool:
+        """Return whether the config has a section of limits; raises ``ConfigurationError`` when it cannot be read."""
+        return self._configured().limits is not None
 
     def read(self) -> Document:
         """Return the document.
@@ -118,7 +122,7 @@ class LimitsSource:
         """Return a digest of every file that the document may come from; cheap, and never raises for a bad one."""
         found = hashlib.sha256()
         named = self._named()
-        for path in dict.fromkeys((*(self._home / name for name in NAMES), self._config_file, *named)):
+        for path in dict.fromkeys((*(self.home / name for name in NAMES), self._config_file, *named)):
             try:
                 content = _bytes(path)
             except (OSError, ConfigurationError) as error:
@@ -131,15 +135,15 @@ class LimitsSource:
             file = self._configured().file
         except ConfigurationError:
             return ()
-        return () if file is None else (self._home / file,)
+        return () if file is None else (self.home / file,)
 
     def _path(self, configured: Configured) -> Path | None:
         if configured.file is not None:
-            path = self._home / configured.file
+            path = self.home / configured.file
             if not path.exists():
                 raise ConfigurationError(f"limits_file {path} does not exist", code="LIMITS_FILE_MISSING")
             return path
-        found = [path for name in NAMES if (path := self._home / name).exists()]
+        found = [path for name in NAMES if (path := self.home / name).exists()]
         if len(found) > 1:
             raise ConfigurationError("there is a limits.toml and a limits.json; keep one", code="LIMITS_TWICE")
         return found[0] if found else None
