@@ -42,7 +42,7 @@ _PLAIN: Final = {
     "limits": ("Limits", "Limits in force, and the scope each comes from."),
     "exposure": ("Exposure", "What is held and promised, gross, net, and today's result."),
     "approvals": ("Open approvals", "Approvals that still count against the limits, newest first."),
-    "breaker": ("Breaker", "Trading state and how it changed."),
+    "breaker": ("Breaker", "Trading state of the desk and of scopes, and how it changed."),
     "denials": ("Refusals", "Newest refusals with every failed rule."),
     "audit": ("Audit head", "Head of risk's audit chain and what it has witnessed of other rooms."),
 }
@@ -212,6 +212,6 @@ async def _marks(service: RiskService) -> dict[str, object]:
         "risk://limits": live.frames.policy.version,
         "risk://exposure": (reserved, service.portfolio.applied_seq),
         "risk://approvals": (reserved, written),
-        "risk://breaker": (live.breaker.epoch, live.breaker.state, written),
+        "risk://breaker": (live.breaker.epoch, live.breaker.state, live.breaker.scopes),
         "risk://denials": written,
     }

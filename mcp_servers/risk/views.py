@@ -54,13 +54,25 @@ class BreakerChange(Row):
     counter: int
 
 
+class Restriction(Row):
+    """A scope beside the desk that is restricted, and why."""
+
+    scope: str
+    state: str
+    reason: str
+
+
 class BreakerView(Row):
-    """The trading state; ``history`` is newest first and complete from the event ``complete_from_seq`` on."""
+    """The desk's trading state, and scopes that are restricted more.
+
+    ``history`` is newest first and complete from the event ``complete_from_seq`` on.
+    """
 
     state: str
     reason: str
     generation: int
     counter: int
+    scopes: list[Restriction]
     history: list[BreakerChange]
     complete_from_seq: int
 
@@ -142,6 +154,14 @@ async def breaker_view(service: RiskService) -> BreakerView:
         reason=untrusted(breaker.reason, max_chars=_REASON_MAX),
         generation=breaker.epoch.generation,
         counter=breaker.epoch.counter,
+        scopes=[
+            Restriction(
+                scope=each.scope,
+                state=each.state.value,
+                reason=untrusted(breaker.reason_of(each.scope), max_chars=_REASON_MAX),
+            )
+            for each in breaker.scopes
+        ],
         history=[_change(event) for event in reversed(service.chronicle.breaker)],
         complete_from_seq=service.chronicle.complete_after_seq + 1,
     )

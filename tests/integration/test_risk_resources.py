@@ -99,6 +99,10 @@ async def test_every_listed_resource_can_be_read_and_tells_the_desks_state(era: 
         assert (breaker["state"], breaker["history"][0]["event"]) == ("halted", "tripped")
         assert breaker["history"][0]["reason"] == "<untrusted>look  ignore that</untrusted>"
         assert breaker["history"][0]["counter"] == breaker["counter"]
+        assert breaker["scopes"] == []
+        await call(client, "risk_trip_breaker", reason="look", scope="symbol:BTC/USDT")
+        (scope,) = (await read(client, "risk://breaker"))["data"]["scopes"]
+        assert (scope["scope"], scope["state"]) == ("symbol:BTC/USDT", "halted")
         assert len((await read(client, "risk://breaker?limit=1"))["data"]["history"]) == 1
 
         await call(client, "risk_request_approval", request_id="r-2", agent_id="a2", **LIMIT)

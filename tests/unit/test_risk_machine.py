@@ -130,6 +130,7 @@ class WorstCase(RuleBasedStateMachine):
         self._check(before, sorted(written, key=lambda each: int(each.request_id.removeprefix("r-"))), restricted)
         for each in written:
             report = self.run_now(self.desk.risk.get_approval(each.approval_id))
+            assert report.approved is not None
             assert report.approved.approval == each
             self.unused.append(report.approved)
         assert {item.envelope for item in left} <= {item.envelope for item in self.unused}, "what left is as stored"
