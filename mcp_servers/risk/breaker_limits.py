@@ -1,12 +1,17 @@
-"""When the breaker trips by itself. A number that is None switches its trigger off."""
+"""When the breaker trips by itself. A number that is None, in a file ``"off"``, switches its trigger off."""
 
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Final, cast
+
+from pydantic import model_validator
 
 from trading.adapters.config import SectionModel
 
 from .values import Amount, Bps, Count, Millis, Percent
+
+OFF: Final = "off"
 
 
 class BreakerLimits(SectionModel):
@@ -45,3 +50,11 @@ class BreakerLimits(SectionModel):
     order_value: Amount | None = Decimal(2_000_000)
     orders_without_approval: Count | None = 1
     differences: Count | None = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _off_is_none(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        given = cast("dict[str, object]", data)  # TOML has no null
+        return {name: None if value == OFF else value for name, value in given.items()}

@@ -7,9 +7,11 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from mcp_servers.risk.breaker_limits import BreakerLimits
 from mcp_servers.risk.limits import RiskLimits
+from mcp_servers.risk.tightness import compare
 from tests.risk_support import (
     DATA_ID,
     Desk,
@@ -365,7 +367,7 @@ async def test_a_trip_is_announced_before_it_and_its_alarm_are_written() -> None
         done.append(" ".join(event.payload.TYPE for event in unit.events))
         return await commit(unit)
 
-    desk.sink.send, desk.ledger.commit = watched_send, watched_commit  # type: ignore[method-assign,assignment]
+    desk.sink.send, desk.ledger.commit = watched_send, watched_commit
     await show(desk, "50000", "60000")
     assert done == ["announced", "breaker.tripped alarm.raised"]
 
@@ -407,6 +409,17 @@ async def test_resuming_a_scope_begins_its_counts_anew(tmp_path: Any) -> None:
     assert state_of(desk, "agent:tester") is ACTIVE
     await lose(desk)
     assert state_of(desk, "agent:tester") is REDUCING
+
+
+def test_a_file_switches_a_trigger_off_by_name_and_a_window_never() -> None:
+    assert BreakerLimits.model_validate({"range_bps": "off", "orders": "off"}) == BreakerLimits(
+        range_bps=None, orders=None
+    )
+    with pytest.raises(ValidationError):
+        BreakerLimits.model_validate({"window_ms": "off"})
+    off, on = (RiskLimits(breaker=BreakerLimits(range_bps=each)) for each in (None, Decimal(500)))
+    assert [change.needs_signature for change in compare(on, off)] == [True]
+    assert [change.needs_signature for change in compare(off, on)] == [False]
 
 
 def test_the_defaults_are_far_from_what_the_default_limits_let_pass() -> None:
