@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from trading.adapters.signing import Envelope, seal_together
 from trading.domain.approvals import APPROVAL_PAYLOAD_TYPE, Approval, ApprovedOrder
@@ -20,7 +20,7 @@ from trading.domain.denials import RiskDenial, RuleResult
 from trading.domain.identifiers import AgentId, ApprovalId, DecisionId, RequestId, client_order_id_for
 from trading.domain.instruments import InstrumentId
 from trading.domain.market_data import Side
-from trading.domain.money import ZERO, divide, multiply
+from trading.domain.money import divide, multiply
 from trading.domain.pending import PendingHuman
 from trading.domain.proposals import OrderIntent
 from trading.domain.standing_exits import ExitTerms
@@ -38,8 +38,6 @@ from .protection import exit_terms, tightest
 from .rates import OrderPace, OrderRates, RecentOrders
 from .reservations import Reservation, ReservationBook, resting_price
 from .standing_exits import plan_for
-
-NO_SCORE: Final = ZERO  # no risk model is installed
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +273,7 @@ class Assessor:
             policy_version=frame.policy.version,
             policy_digest=frame.policy.digest,
             epoch=frame.epoch,
-            risk_score=NO_SCORE,
+            risk_score=frame.scores.of(c.instrument_id, frame.now_ms).value,
             issued_ms=frame.now_ms,
             expires_ms=expires,
             key_id=self._signer.key_id,

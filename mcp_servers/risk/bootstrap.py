@@ -17,6 +17,7 @@ from mcp_servers.risk.candle_closes import ArchiveCloses
 from mcp_servers.risk.decisions import PinnedKeys
 from mcp_servers.risk.heartbeat import PERIOD_S
 from mcp_servers.risk.parts import RiskParts
+from mcp_servers.risk.score.live import SCORE_EVERY_S
 from mcp_servers.risk.service import RiskService
 from mcp_servers.risk.settings import RiskSettings, check_allowed, limits_source
 from trading.adapters.approval_signer import load_approval_signer
@@ -128,6 +129,8 @@ async def open_risk(
                 own_head=partial(newest_head, home, "risk"),
                 closes=ArchiveCloses(candles),
                 notify_url=risk.notify_url,
+                bars=ArchiveCloses(candles),
+                score_model=risk.score_model,
                 wakeups=RedisSubscriber(redis, desk.desk).subscribe((Category.TRADING,)),
             )
         )
@@ -146,12 +149,16 @@ def _jobs(
     async def witness() -> None:
         await service.witness()
 
+    async def score() -> None:
+        await service.scores.refresh(service.frame())
+
     return [
         service.live.follower.run,
         service.live.alerts.run,
         lambda: hear_execution(service, redis, desk.key("execution", "heartbeat")),
         lambda: _every(PERIOD_S, service.tick),
         lambda: _every(risk.witness_every_s, witness),
+        lambda: _every(SCORE_EVERY_S, score),
         relay.run,
     ]
 

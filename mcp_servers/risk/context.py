@@ -25,6 +25,7 @@ from .limits import Policy, RiskLimits, SymbolLimits
 from .portfolio import Portfolio
 from .reservations import AgentUse, Exposure, ReservationBook
 from .scopes import InForce
+from .score.live import NO_SCORES, LiveScores
 from .unrest import Unrest
 
 
@@ -72,6 +73,7 @@ class Frame:
         equity: quote; None when it cannot be known.
         drawdown_pct: how far equity lies below its peak, deposits apart, percent; None when it cannot be known.
         unresolved: orders whose outcome execution does not know; None when it was never heard.
+        scores: risk scores by instrument; what is not known scores 1.
         others: what ``policies.exposure`` remembers of all instruments but one, while nothing in them changes.
         standing: what ``policies.pipeline`` remembers of rules that hold for all orders of a kind at this moment.
     """
@@ -91,6 +93,7 @@ class Frame:
     drawdown_pct: Decimal | None = None
     unresolved: int | None = None
     scopes: tuple[ScopeState, ...] = ()
+    scores: LiveScores = NO_SCORES
     others: dict[InstrumentId, tuple[tuple[int, int], Others | None]] = field(
         default_factory=dict[InstrumentId, tuple[tuple[int, int], Others | None]], compare=False, repr=False
     )

@@ -15,6 +15,7 @@ from .heartbeat import ExecutionPulse
 from .limits import Policy
 from .markets import Markets, marks_of
 from .portfolio import Portfolio
+from .score.live import LiveScores
 
 
 class FrameSource:
@@ -37,6 +38,7 @@ class FrameSource:
         pulse: ExecutionPulse,
         daily: DailyResult,
         drawdown: Drawdown,
+        scores: LiveScores,
         checked_ns: Callable[[], int | None],
     ) -> None:
         self._clock = clock
@@ -48,6 +50,7 @@ class FrameSource:
         self._pulse = pulse
         self._daily = daily
         self._drawdown = drawdown
+        self._scores = scores
         self._checked_ns = checked_ns
 
     def now_ms(self) -> int:
@@ -81,4 +84,5 @@ class FrameSource:
             equity=equity,
             drawdown_pct=self._drawdown.of(result, equity),
             unresolved=None if execution_age_ms is None else self._pulse.unresolved,
+            scores=self._scores,
         )

@@ -27,7 +27,7 @@ from .authority import OVERRIDABLE, Needs
 from .breaker_limits import BreakerLimits
 from .protection import ProtectionLimits
 from .scopes import ScopeLimits, Scopes
-from .values import Amount, Bps, Count, Millis, Percent, Whole
+from .values import Amount, Bps, Count, Digest, Millis, Percent, Share, Whole
 
 
 class SymbolLimits(SectionModel):
@@ -46,6 +46,8 @@ class SymbolLimits(SectionModel):
         symbol_turnover_max: quote approved in the symbol within ``turnover_window_ms``, both sides together.
         symbol_drift_max: quote by which the buys and sells approved in that window may differ.
         trade_size_multiple_max: one order in multiples of the median public trade; None judges no order by it.
+        score_max: the highest risk score at which new risk may be added; what is not known scores 1. None: any.
+        score_notional_max: quote in one order at a score of 0; times one less the score at any other. None: no bound.
         symbol_authority: who must agree to new risk in it; ``authority`` of the desk or a scope may ask for more.
         protection: the stops that every position in it has.
     """
@@ -62,6 +64,8 @@ class SymbolLimits(SectionModel):
     symbol_turnover_max: Amount = Decimal(500_000)
     symbol_drift_max: Amount = Decimal(250_000)
     trade_size_multiple_max: Amount | None = None
+    score_max: Share | None = None
+    score_notional_max: Amount | None = None
     symbol_authority: Needs = Needs.NONE
     protection: ProtectionLimits = ProtectionLimits()
 
@@ -142,6 +146,7 @@ class RiskLimits(SectionModel):
         exit_ttl_ms: life of a standing exit; renewed before half of it is over while the position is open.
         breaker: when the breaker trips by itself.
         reactivate_after_unclean_stop: paper only: resume by policy after a crash instead of waiting for the operator.
+        score_model_digest: SHA-256 of the only model file whose score counts; None: the one that ships with the room.
     """
 
     symbols: Annotated[dict[Symbol, SymbolLimits], BeforeValidator(_symbols)] = Field(
@@ -201,6 +206,7 @@ class RiskLimits(SectionModel):
     portfolio_loss_pct: Percent | None = None
     exit_ttl_ms: Annotated[Whole, Field(ge=600_000, le=EXIT_LIFE_MAX_MS)] = 86_400_000
     reactivate_after_unclean_stop: StrictBool = True
+    score_model_digest: Digest | None = None
     quorum: QuorumLimits = QuorumLimits()
     breaker: BreakerLimits = BreakerLimits()
 

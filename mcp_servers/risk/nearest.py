@@ -21,7 +21,7 @@ from trading.domain.money import ZERO, add, divide, multiply, round_down, round_
 from trading.domain.proposals import OrderIntent, OrderType
 
 from .context import OrderContext
-from .policies import activity, exposure, portfolio, price, size
+from .policies import activity, exposure, portfolio, price, score, size
 
 _HALVINGS: Final = 40
 _HUNDRED: Final = Decimal(100)
@@ -161,6 +161,8 @@ def _increase_caps(c: OrderContext, instrument: Instrument) -> list[Decimal] | N
         caps.append(divide(limits.undecided_notional_max, c.worst))
     if limits.unattended_notional_max is not None:
         caps.append(divide(limits.unattended_notional_max, c.worst))
+    if (most := score.score_notional(c)) is not None:
+        caps.append(divide(most, c.worst))
     if symbol.trade_size_multiple_max is not None and (usual := size.usual_size(c)) is not None:
         caps.append(multiply(usual, symbol.trade_size_multiple_max))
     if c.intent.order_type is OrderType.MARKET and c.market.book is not None:

@@ -28,6 +28,7 @@ from .policies.pipeline import RULES, RuleFunction
 
 if TYPE_CHECKING:
     from .numbers.history import ClosesSource
+    from .score.live import BarsSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,7 @@ class RiskParts:
         heads: newest signed audit heads of other rooms, to be witnessed; own_head: risk's own, to be shown.
         notify_url: who is told of the breaker's changes; a secret, empty tells nobody.
         closes: archived candles for the risk numbers; None leaves them the bundled history.
+        bars: archived candles for the risk score; None leaves it at 1.  score_model: a model file of the operator's.
     """
 
     ledger: Ledger
@@ -75,6 +77,8 @@ class RiskParts:
     rules: Sequence[RuleFunction] = RULES
     closes: ClosesSource | None = None
     notify_url: str = ""
+    bars: BarsSource | None = None
+    score_model: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from trading.domain.standing_exits import StopPlan
 
 from .authority import Needs, strictest
 from .protection import ProtectionLimits, plan_of
-from .values import Amount, Bps, Count, Percent, Whole
+from .values import Amount, Bps, Count, Percent, Share, Whole
 
 if TYPE_CHECKING:
     from .limits import RiskLimits, SymbolLimits
@@ -56,6 +56,8 @@ class ScopeLimits(SectionModel):
     spread_bps_max: Bps | None = None
     move_bps_max: Bps | None = None
     trade_size_multiple_max: Amount | None = None
+    score_max: Share | None = None
+    score_notional_max: Amount | None = None
     gross_exposure_max: Amount | None = None
     net_exposure_max: Amount | None = None
     concentration_pct_max: Percent | None = None

@@ -28,6 +28,7 @@ from mcp_servers.risk.numbers.schemas import Risk
 from mcp_servers.risk.orders import ORDERS_MAX, OrderRequest
 from mcp_servers.risk.pages import answer_page, exposure_page
 from mcp_servers.risk.schemas import IdText, NameText, OrderItem, ReasonText, ScopeText, SymbolText, Tif, Unit
+from mcp_servers.risk.score.rows import score_rows
 from mcp_servers.risk.service import RiskService
 from mcp_servers.risk.settings import RiskSettings, check_allowed, load_risk_settings
 from mcp_servers.risk.status import status_row
@@ -181,14 +182,16 @@ def _register_reads(read: Callable[..., Callable[[Any], Any]]) -> None:
 
     @read(title="Get risk numbers")
     async def risk_get_risk(ctx: Context[RiskService], basis: Basis = "held", history: History = "best") -> Reply[Risk]:
-        """Show VaR, ES, volatility, drawdown, beta, concentration, the cost of leaving, and stress losses.
+        """Show VaR, ES, volatility, drawdown, beta, concentration, the cost of leaving, stress losses, risk score.
 
         Each in quote with horizon, window and n. They inform; not for sizing an order: limits alone decide. history
         "own" never falls back on the bundled years 2019-2021. Example: basis "worst_case".
         """
         service = state(ctx)
-        report = await service.numbers.report(service.frame(), basis=basis, history=history)
-        return ok(risk_row(report, quote=service.parts.quote, basis=basis), _meta(service))
+        frame = service.frame()
+        report = await service.numbers.report(frame, basis=basis, history=history)
+        row = risk_row(report, score_rows(frame), quote=service.parts.quote, basis=basis)
+        return ok(row, _meta(service))
 
     @read(title="Get status")
     async def risk_get_status(ctx: Context[RiskService]) -> Reply[schemas.Status]:

@@ -30,6 +30,7 @@ from .pending import HOW_TO_ANSWER, PendingBook, state_of
 from .portfolio import Portfolio
 from .rates import OrderRates, RecentOrders
 from .reservations import ReservationBook
+from .score.live import LiveScores
 from .sign_off import Answer
 from .wiring import Live, Room, wire
 
@@ -47,6 +48,7 @@ class RiskService:
         self.portfolio = Portfolio(parts.account_id, self.reservations, parts.quote)
         self.pulse = ExecutionPulse()
         self.numbers = RiskNumbers(parts.closes, parts.data_of)
+        self.scores = LiveScores(parts.bars, parts.data_of, parts.score_model)
         self.chronicle = Chronicle(parts.ledger)
         self.ready = False
         self.failed = ""
@@ -279,6 +281,7 @@ class RiskService:
             assessor=self.assessor,
             pending=self.pending,
             rows=self._rows,
+            scores=self.scores,
             is_ready=lambda: self.ready,
             on_lease_lost=self._lease_lost,
         )

@@ -29,11 +29,14 @@ class RiskSettings(SectionModel):
         limits: ``[risk.limits]``, see ``limits.py``; signed approvals name their version and digest.
         limits_file: the document, if it is not ``limits.toml`` or ``limits.json`` in the home; relative to the home.
         notify_url: told of every change of the breaker by POST; ``https``, or ``http`` on this machine. A secret.
+        score_model: a model file of ``grekko risk train``; counts only if the limits name its digest
+            (``score_model_digest``). None: the one that ships with the room.
         witness_every_s: how often other rooms' audit heads are embedded in our chain.
     """
 
     limits: RiskLimits = RiskLimits()
     limits_file: Path | None = None
+    score_model: Path | None = None
     witness_every_s: int = Field(default=30, ge=1, le=3_600)
     notify_url: Annotated[str, AfterValidator(_may_be_told)] = Field(default="", repr=False)
 

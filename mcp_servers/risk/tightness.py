@@ -88,7 +88,7 @@ _ORDER: Final = {
     **_named(
         Direction.SMALLER,
         *("order_notional_max", "collar_bps", "impact_bps_max", "spread_bps_max", "move_bps_max"),
-        "trade_size_multiple_max",
+        *("trade_size_multiple_max", "score_max", "score_notional_max"),
     )
 }
 _DESK: Final = {
@@ -130,6 +130,7 @@ DIRECTIONS: Final[Mapping[type[SectionModel], Mapping[str, Direction]]] = {
         "reactivate_after_unclean_stop": Direction.FALSE,
         "quorum": Direction.PART,
         "breaker": Direction.PART,
+        "score_model_digest": Direction.EITHER,  # which of two models is stricter differs from hour to hour
     },
     SymbolLimits: {
         **_ORDER,

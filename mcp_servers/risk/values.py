@@ -36,6 +36,9 @@ _Exact = Annotated[Decimal, BeforeValidator(_exact), AfterValidator(check_decima
 Amount = Annotated[_Exact, Field(gt=0), _schema(exclusiveMinimum=0)]
 Bps = Annotated[_Exact, Field(gt=0, lt=10_000), _schema(exclusiveMinimum=0, exclusiveMaximum=10_000)]
 Percent = Annotated[_Exact, Field(gt=0, le=100), _schema(exclusiveMinimum=0, maximum=100)]
+#: A probability that is not certain; 1 would bound nothing.
+Share = Annotated[_Exact, Field(ge=0, lt=1), _schema(minimum=0, exclusiveMaximum=1)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: An integer written as one; bounds are the field's.
 Whole = Annotated[int, BeforeValidator(_whole)]
 Millis = Annotated[Whole, Field(gt=0)]

@@ -32,6 +32,7 @@ from .pending import PendingBook
 from .people import People
 from .portfolio import Portfolio
 from .reservations import ReservationBook
+from .score.live import LiveScores
 from .sign_off import SignOff
 from .standing_exits import StandingExits
 from .surveillance import Surveillance, approvals_parent
@@ -44,6 +45,7 @@ class Room:
     Attributes:
         pending: orders that wait for the operator.
         rows: approvals that may still trade, by id; shared, and kept by those who hold it.
+        scores: risk scores, refreshed in the background.
         is_ready: whether the reservations are rebuilt.
         on_lease_lost: called when another process became the writer of the ledger.
     """
@@ -55,6 +57,7 @@ class Room:
     assessor: Assessor
     pending: PendingBook
     rows: dict[str, Row]
+    scores: LiveScores
     is_ready: Callable[[], bool]
     on_lease_lost: Callable[[], None]
 
@@ -182,6 +185,7 @@ def _frames(
         pulse=room.pulse,
         daily=memory.daily,
         drawdown=memory.drawdown,
+        scores=room.scores,
         checked_ns=checked_ns,
     )
 

@@ -91,7 +91,7 @@ class Approval:
         max_notional: quote including fees; the most that may be spent or received.
         policy_version: version of the limits it was checked against; rises with every change.
         policy_digest: SHA-256 of those limits, 64 hexadecimal digits.
-        risk_score: in [0, 1] as decimal text; 0 when no model is installed.
+        risk_score: in [0, 1] as decimal text; 1 when it is not known.
         standing_exit: the permission to close what this order opens; on every order that can add risk.
         issued_ms: risk's clock. expires_ms: exclusive; the gate also bounds the time since first seen.
     """

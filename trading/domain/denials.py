@@ -53,6 +53,8 @@ class Rule(StrEnum):
     LEVERAGE_MAX = "LEVERAGE_MAX"
     DRAWDOWN_MAX = "DRAWDOWN_MAX"
     UNRESOLVED_ORDERS_MAX = "UNRESOLVED_ORDERS_MAX"
+    RISK_SCORE_MAX = "RISK_SCORE_MAX"
+    RISK_SCORE_SIZE = "RISK_SCORE_SIZE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from math import isfinite
 from typing import TYPE_CHECKING, Final
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 _DIGITS: Final = 6
 
 
-def risk_row(report: Report, *, quote: str, basis: str) -> Risk:
-    """Return the report as a model reads it."""
+def risk_row(report: Report, scores: Sequence[FigureRow] = (), *, quote: str, basis: str) -> Risk:
+    """Return the report as a model reads it, with the rows of the risk scores at its end."""
     return Risk(
         quote=quote,
         basis=basis,
@@ -46,7 +47,8 @@ def risk_row(report: Report, *, quote: str, basis: str) -> Risk:
                 note=item.note,
             )
             for item in report.figures
-        ],
+        ]
+        + list(scores),
         notes=report.notes,
     )
 

@@ -17,7 +17,7 @@ from typing import Final
 from mcp_servers.risk.context import OrderContext
 from trading.domain.denials import Rule, RuleResult
 
-from . import activity, authority, conduct, exposure, instrument, portfolio, price, size
+from . import activity, authority, conduct, exposure, instrument, portfolio, price, score, size
 
 RuleFunction = Callable[[OrderContext], RuleResult]
 
@@ -39,6 +39,8 @@ RULES: Final[tuple[RuleFunction, ...]] = (
     price.market_depth,
     price.spread_max,
     price.volatility_max,
+    score.risk_score_max,
+    score.risk_score_size,
     portfolio.portfolio_stale,
     portfolio.execution_silent,
     portfolio.unresolved_orders_max,
@@ -77,6 +79,7 @@ STANDING: Final = frozenset(
         price.market_stale,
         price.spread_max,
         price.volatility_max,
+        score.risk_score_max,
         portfolio.portfolio_stale,
         portfolio.execution_silent,
         portfolio.unresolved_orders_max,
