@@ -17,7 +17,7 @@ import pytest
 from tests.protection_support import GuardedDesk, plan
 from trading.domain.approvals import TradingState
 from trading.domain.errors import TradingError
-from trading.domain.identifiers import client_order_id_for
+from trading.domain.identifiers import Currency, client_order_id_for
 from trading.domain.market_data import Side
 from trading.domain.orders import OrderStatus
 from trading.domain.proposals import TimeInForce
@@ -75,7 +75,7 @@ class Simulation:
         assert len([each for each in working if each in slices]) <= 1
         assert max(Counter(self.desk.faulty.handed_over).values(), default=0) <= 1
         free = self.desk.paper.exchange.accounts.balances()
-        assert free["BTC"].total >= 1  # the desk closes what it opened, stored the bitcoin it began with
+        assert free[Currency("BTC")].total >= 1  # the desk closes what it opened, stored the bitcoin it began with
 
     async def listen(self) -> None:
         """Read the venue's reports, as the room does."""

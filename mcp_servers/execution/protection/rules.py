@@ -19,6 +19,7 @@ class ProtectionRules:
         withdraw_s: how long the cancel of a resting stop is waited for.
         quote_timeout_s: how long the venue's own price is waited for.
         check_every_s: longest time between two looks at a position.
+        pace_s: shortest time between two looks, so that a burst of fills is looked at together.
         fit_every_ms: least time between two replacements that only move the stop or let it grow.
         refused_ms: how long nothing rests at the venue after it has refused a stop.
         retry_ms: least time between two rounds of slices that do not get the position closed.
@@ -34,6 +35,7 @@ class ProtectionRules:
     withdraw_s: float = 1.0
     quote_timeout_s: float = 1.0
     check_every_s: float = 0.25
+    pace_s: float = 0.01
     fit_every_ms: int = 500
     refused_ms: int = 30_000
     retry_ms: int = 1_000

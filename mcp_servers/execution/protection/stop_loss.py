@@ -153,8 +153,8 @@ class StopLoss:
         """Take a fill: the position of an instrument has moved."""
         post = self._posts.get(instrument_id)
         if post is not None:
-            guard = post.open_guard
-            post.follow(self._position(post), self._parts.gate.account_id, self._parts.clock.now_ms())
+            guard, position = post.open_guard, self._parts.lifecycle.book.positions.get(instrument_id)
+            post.follow(position, self._parts.gate.account_id, self._parts.clock.now_ms())
             if guard is not None and (post.open_guard is None or post.open_guard.side is not guard.side):
                 self.alarms.end_all(instrument_id)
             self.wake(instrument_id)
@@ -198,6 +198,7 @@ class StopLoss:
                         group.create_task(self._quietly(self.attend(name)))
                     else:  # whoever is there sees what was new, or the next round does
                         self._dirty.add(name)
+                await asyncio.sleep(self._parts.rules.pace_s)
 
     async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
         try:
