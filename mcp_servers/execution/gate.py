@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
-from typing import Final, NoReturn, Protocol
+from typing import Final, NoReturn, Protocol, TypeVar
 
 from trading.adapters import codec
 from trading.adapters.signing import Envelope
@@ -27,11 +27,14 @@ from trading.domain.instruments import Instrument, InstrumentId
 from trading.domain.market_data import OrderBook, Side
 from trading.domain.money import multiply
 from trading.domain.proposals import Mode, OrderType
-from trading.domain.standing_exits import EXIT_LIFE_MAX_MS
+from trading.domain.standing_exits import EXIT_LIFE_MAX_MS, StandingExit
 from trading.domain.trading_states import DESK, ScopeState, strictest
 from trading.ports.signing import Verifier
 
 NS_PER_MS: Final = 1_000_000
+
+#: What risk signs one by one.
+S = TypeVar("S", Approval, StandingExit)
 
 
 class GateCode(StrEnum):
@@ -199,33 +202,45 @@ def open_approval(text: str, approval_id: ApprovalId, *, verifier: Verifier, key
     Raises:
         GateRefused: not a good envelope of that very approval.
     """
+    approval = open_signed(text, Approval, APPROVAL_PAYLOAD_TYPE, "approval", verifier=verifier, key_id=key_id)
+    if approval.approval_id != approval_id:
+        refuse(GateCode.ORDER_MISMATCH, "the envelope holds another approval than the one asked for")
+    return approval
+
+
+def open_signed(text: str, kind: type[S], payload_type: str, what: str, *, verifier: Verifier, key_id: KeyId) -> S:
+    """Return what risk has signed, after checks 1 and 2; arguments and errors as of ``open_approval``.
+
+    Args:
+        kind: the type that is expected.
+        payload_type: its payload type, version included.
+        what: its name, for the messages.
+    """
     # 1. Signature over the exact bytes, by the pinned key.
     try:
         envelope = Envelope.from_json(text)
     except SignatureRefused:
         refuse(GateCode.ENVELOPE, "the envelope is not in the one form that risk writes")
     if envelope.key_id != key_id:
-        refuse(GateCode.KEY, "the approval is not signed with risk's approval key")
+        refuse(GateCode.KEY, f"the {what} is not signed with risk's approval key")
     try:
         verifier.verify(envelope.key_id, envelope.message(), envelope.signature)
     except SignatureRefused:
-        refuse(GateCode.SIGNATURE, "the approval's signature does not verify")
-    # 2. Payload type and version, and the one canonical form: bytes that decode to the same approval but are spelled
+        refuse(GateCode.SIGNATURE, f"the {what}'s signature does not verify")
+    # 2. Payload type and version, and the one canonical form: bytes that decode to the same value but are spelled
     #    differently were not written by risk.
-    if envelope.payload_type != APPROVAL_PAYLOAD_TYPE:
-        refuse(GateCode.PAYLOAD_TYPE, "the signed payload is not an approval of a version known here")
+    if envelope.payload_type != payload_type:
+        refuse(GateCode.PAYLOAD_TYPE, f"the signed payload is not an {what} of a version known here")
     try:
-        approval = codec.decode(Approval, envelope.payload)
-        same = codec.canonical(approval) == envelope.payload
+        found = codec.decode(kind, envelope.payload)
+        same = codec.canonical(found) == envelope.payload
     except InvalidValue:
-        refuse(GateCode.PAYLOAD_FORM, "the signed payload is not a well-formed approval")
+        refuse(GateCode.PAYLOAD_FORM, f"the signed payload is not a well-formed {what}")
     if not same:
         refuse(GateCode.PAYLOAD_FORM, "the signed payload is not in canonical form")
-    if approval.key_id != envelope.key_id:
-        refuse(GateCode.KEY, "the approval names another key than the one that signed it")
-    if approval.approval_id != approval_id:
-        refuse(GateCode.ORDER_MISMATCH, "the envelope holds another approval than the one asked for")
-    return approval
+    if found.key_id != envelope.key_id:
+        refuse(GateCode.KEY, f"the {what} names another key than the one that signed it")
+    return found
 
 
 def check_approval(approval: Approval, facts: GateFacts, rules: GateRules, moment: Moment) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from decimal import Decimal
 
 import pytest
 
+from tests.bus_support import eventually
 from tests.execution_support import RISK
 from tests.protection_support import DAY_MS, HOUR_MS, GuardedDesk, plan
-from trading.domain.approvals import Fate, TradingState
+from trading.adapters import codec
+from trading.adapters.signing import seal_together
+from trading.domain.approvals import APPROVAL_PAYLOAD_TYPE, Fate, TradingState
 from trading.domain.errors import LedgerUnavailable
 from trading.domain.events import EventEnvelope, OrderInitialized, OrderNotSent
 from trading.domain.market_data import Side
 from trading.domain.orders import OrderStatus
 from trading.domain.proposals import OrderType
 from trading.domain.standing_exits import ExitSlice
-from trading.ports.ledger import Unit
+from trading.ports.ledger import Unit, Upsert
 from trading.testing.builders import ACCOUNT, INSTRUMENT_ID
 from trading.testing.keys import make_test_signer
 from trading.testing.venue import Fault, Operation
@@ -187,6 +191,52 @@ async def test_an_exit_signed_while_nobody_followed_is_found_at_the_start() -> N
     renewed = await desk.sign_exit(followed=False)
     await desk.restart()
     assert [row["exit_id"] for row in await desk.ledger.rows("standing_exits")] == [renewed.exit_id]
+
+
+async def test_an_exit_that_was_signed_in_a_batch_outlives_a_restart() -> None:
+    desk = await GuardedDesk().start()
+    approvals = [desk.approval(quantity="0.1"), desk.approval(quantity="0.1")]
+    sealed = seal_together([codec.canonical(each) for each in approvals], APPROVAL_PAYLOAD_TYPE, RISK)
+    await desk.order(await desk.issue(approvals[1], envelope=sealed[1].to_json()))
+    await desk.restart(heard=False)
+    desk.price("50000")
+    await desk.look()
+    assert desk.held == 0
+
+
+async def test_a_stored_exit_that_was_changed_is_not_used() -> None:
+    desk = await GuardedDesk().start()
+    await desk.long()
+    (row,) = await desk.ledger.rows("standing_exits")
+    other = desk.approval(quantity="9")
+    await desk.ledger.commit(Unit(writes=(Upsert("standing_exits", {**row, "exit_id": other.approval_id}),)))
+    await desk.restart()
+    desk.price("50000")
+    await desk.look()
+    assert desk.held == D("0.5")
+    assert "PROTECTION_MISSING" in desk.alarms()
+
+
+async def test_the_running_manager_acts_on_a_price_and_on_time_without_being_asked() -> None:
+    desk = await GuardedDesk(native=True, plan=plan(hold_max_ms=60_000)).start()
+    running = asyncio.create_task(desk.stops.run())
+    try:
+        await desk.order(await desk.issue(quantity="0.5"))
+        await eventually(lambda: len(desk.protective()) == 1)
+        desk.price("56000", venue=False)
+        desk.price("56500")
+        await eventually(lambda: desk.held == 0)
+        await eventually(lambda: desk.protective() == [] and desk.post.open_guard is None)
+        desk.price("60000")
+        await desk.beat()
+        await desk.order(await desk.issue(quantity="0.5"))
+        await eventually(lambda: len(desk.protective()) == 1)
+        desk.clock.advance(60_000)
+        desk.refresh()
+        await eventually(lambda: desk.held == 0 and desk.alarms().count("STOP_HIT") == 2)
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
 
 
 # --- crashes and doubt -------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ async def test_a_stop_rests_at_the_venue_and_closes_there() -> None:
     assert desk.held == 0
     await desk.look()
     assert desk.protective() == []
+    assert desk.alarms() == ["STOP_HIT"]
 
 
 async def test_a_trailing_stop_follows_the_best_price_and_never_turns_back() -> None:

@@ -20,7 +20,7 @@ from trading.domain.approvals import ApprovedOrder
 from trading.domain.errors import ConfigurationError, NonRetryable, OutcomeUnknown, Retryable
 from trading.domain.identifiers import ClientOrderId, TradeId, Venue
 from trading.domain.market_data import Feed, Side, TradePrint
-from trading.ports.venue import ExecutionVenue, VenueReport
+from trading.ports.venue import ExecutionVenue, VenueQuote, VenueReport
 from trading.ports.venue import VenueOrderState as State
 from trading.testing.builders import INSTRUMENT_ID, build_book
 from trading.testing.clock import ManualClock
@@ -62,6 +62,20 @@ async def test_send_hands_the_order_over_before_it_returns_even_if_nobody_waits(
     report = await venue.query(ClientOrderId("a"))
     assert report is not None
     assert report.state is State.FILLED
+
+
+async def test_a_quote_is_what_an_order_would_meet_and_as_old_as_the_last_book(clock: ManualClock) -> None:
+    venue = build_paper_venue(clock)
+    assert await venue.quote(INSTRUMENT_ID) is None
+    venue.on_book(build_book())
+    seen_ms = clock.now_ms()
+    clock.advance(5_000)
+    assert await venue.quote(INSTRUMENT_ID) == VenueQuote(D("60000"), D("60001"), seen_ms)
+    await send(venue, terms("a", BUY, "1", "60001", tif=IOC))
+    assert await venue.quote(INSTRUMENT_ID) == VenueQuote(D("60000"), D("60002"), seen_ms)
+    await venue.aclose()
+    with pytest.raises(OutcomeUnknown):
+        await venue.quote(INSTRUMENT_ID)
 
 
 async def test_an_answer_carries_state_fills_and_the_venues_time(venue: PaperVenue, clock: ManualClock) -> None:

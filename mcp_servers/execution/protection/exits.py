@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, cast
 
-from mcp_servers.execution.gate import GateCode, GateRules, open_approval, refuse
-from trading.adapters import codec
-from trading.adapters.signing import Envelope, pae
+from mcp_servers.execution.gate import GateCode, GateRules, open_approval, open_signed, refuse
+from trading.adapters.signing import Envelope
 from trading.domain.approvals import APPROVAL_PAYLOAD_TYPE, Approval
-from trading.domain.errors import GateRefused, InvalidValue, SignatureRefused
+from trading.domain.errors import GateRefused, SignatureRefused
 from trading.domain.events import EventEnvelope, ExitSigned
 from trading.domain.identifiers import ApprovalId
 from trading.domain.instruments import InstrumentId
@@ -178,27 +177,8 @@ def open_exit(text: str, exit_id: ApprovalId, *, verifier: Verifier, rules: Gate
     Raises:
         GateRefused: not a good envelope of that very exit, or not for this server.
     """
-    try:
-        envelope = Envelope.from_json(text)
-    except SignatureRefused:
-        refuse(GateCode.ENVELOPE, "the envelope is not in the one form that risk writes")
-    if envelope.key_id != rules.key_id:
-        refuse(GateCode.KEY, "the exit is not signed with risk's approval key")
-    try:
-        verifier.verify(envelope.key_id, pae(envelope.payload_type, envelope.payload), envelope.signature)
-    except SignatureRefused:
-        refuse(GateCode.SIGNATURE, "the exit's signature does not verify")
-    if envelope.payload_type != STANDING_EXIT_PAYLOAD_TYPE:
-        refuse(GateCode.PAYLOAD_TYPE, "the signed payload is not a standing exit of a version known here")
-    try:
-        found = codec.decode(StandingExit, envelope.payload)
-        same = codec.canonical(found) == envelope.payload
-    except InvalidValue:
-        refuse(GateCode.PAYLOAD_FORM, "the signed payload is not a well-formed standing exit")
-    if not same:
-        refuse(GateCode.PAYLOAD_FORM, "the signed payload is not in canonical form")
-    if found.key_id != envelope.key_id:
-        refuse(GateCode.KEY, "the exit names another key than the one that signed it")
+    kind = STANDING_EXIT_PAYLOAD_TYPE
+    found = open_signed(text, StandingExit, kind, "exit", verifier=verifier, key_id=rules.key_id)
     if found.exit_id != exit_id:
         refuse(GateCode.ORDER_MISMATCH, "the envelope holds another exit than the one it is stored as")
     if found.terms.expires_ms - found.issued_ms > EXIT_LIFE_MAX_MS:

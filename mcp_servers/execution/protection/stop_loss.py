@@ -27,7 +27,7 @@ from mcp_servers.execution.protection.alarms import Episodes
 from mcp_servers.execution.protection.closing import Closing
 from mcp_servers.execution.protection.equity import EquityDay
 from mcp_servers.execution.protection.exits import StandingExits
-from mcp_servers.execution.protection.guards import guard_of, guard_row
+from mcp_servers.execution.protection.guards import Guard, guard_of, guard_row
 from mcp_servers.execution.protection.posts import Post
 from mcp_servers.execution.protection.prices import ExitPrices, Touch, touch_of
 from mcp_servers.execution.protection.resting import RestingStops
@@ -156,8 +156,16 @@ class StopLoss:
             guard, position = post.open_guard, self._parts.lifecycle.book.positions.get(instrument_id)
             post.follow(position, self._parts.gate.account_id, self._parts.clock.now_ms())
             if guard is not None and (post.open_guard is None or post.open_guard.side is not guard.side):
-                self.alarms.end_all(instrument_id)
+                self._tell_of_end(post, guard)
             self.wake(instrument_id)
+
+    def _tell_of_end(self, post: Post, guard: Guard) -> None:
+        """Say that the stop at the venue has closed the position, if it has; nothing else is of concern any more."""
+        order = None if post.resting is None else self._parts.lifecycle.book.order(post.resting)
+        if order is not None and order.filled:
+            text = f"the {guard.kind} stop was hit at the venue; the position is closed"
+            self.alarms.begin(alarms.HIT, post.instrument.id, text)
+        self.alarms.end_all(post.instrument.id)
 
     async def follow(self, event: EventEnvelope) -> None:
         """Take one event of risk's ledger: it may renew an exit.
