@@ -32,6 +32,8 @@ app.add_typer(audit_app, name="audit")
 limits_app = typer.Typer(help="The limits that every order is judged by.", no_args_is_help=True)
 app.add_typer(limits_app, name="limits")
 app.add_typer(risk_commands.app, name="risk")
+approvals_app = typer.Typer(help="Answer orders that wait for you.", no_args_is_help=True)
+app.add_typer(approvals_app, name="approvals")
 
 console = Console(soft_wrap=True)
 errors = Console(stderr=True, soft_wrap=True)
@@ -178,6 +180,45 @@ def positions() -> None:
     from grekko.status import show_positions
 
     _run(show_positions(_settings(), console))
+
+
+@approvals_app.command("list")
+def approvals_list(every: Annotated[bool, typer.Option("--all", help="also those that are closed")] = False) -> None:
+    """List the orders that wait for your word, oldest first."""
+    from grekko.approvals import show_waiting
+
+    _run(show_waiting(_settings(), console, every=every))
+
+
+@approvals_app.command("show")
+def approvals_show(pending_id: str) -> None:
+    """Show one order with what it costs, every rule's headroom, who asked and why."""
+    from grekko.approvals import show_one
+
+    _run(show_one(_settings(), console, pending_id))
+
+
+@approvals_app.command("approve")
+def approvals_approve(
+    pending_id: str,
+    reason: Annotated[str, typer.Option(help="kept in the audit log")],
+    override: Annotated[list[str] | None, typer.Option(help="a rule that may fail this once; repeatable")] = None,
+) -> None:
+    """Let risk judge the order again; if every rule passes now it is signed and sent at once."""
+    from grekko.approvals import rules_of
+    from grekko.control import answer_waiting
+
+    overrides = rules_of(override or [])
+    work = answer_waiting(_settings(), pending_id, approve=True, reason=reason, overrides=overrides)
+    console.print(_run(work), markup=False)
+
+
+@approvals_app.command("refuse")
+def approvals_refuse(pending_id: str, reason: Annotated[str, typer.Option(help="kept in the audit log")]) -> None:
+    """Refuse an order that waits for your word."""
+    from grekko.control import answer_waiting
+
+    console.print(_run(answer_waiting(_settings(), pending_id, approve=False, reason=reason)), markup=False)
 
 
 @audit_app.command("verify")

@@ -1,4 +1,4 @@
-"""`grekko halt` and `grekko resume`: a command signed with the operator's key, left where risk looks for it.
+"""`grekko halt`, `resume` and `approvals`: a command signed with the operator's key, left where risk looks for it.
 
 Nothing else can resume: there is no tool for it. The answer is risk's own, so it is never assumed.
 """
@@ -11,13 +11,21 @@ import os
 from pathlib import Path
 
 from grekko.processes import running
-from mcp_servers.risk.operator_commands import COMMAND_PAYLOAD_TYPE, Command, CommandResult, OperatorCommand
+from mcp_servers.risk.operator_commands import (
+    ANSWER_PAYLOAD_TYPE,
+    COMMAND_PAYLOAD_TYPE,
+    Command,
+    CommandResult,
+    OperatorAnswer,
+    OperatorCommand,
+)
 from trading.adapters import codec
 from trading.adapters.clock import SystemClock, Uuid7Factory
 from trading.adapters.config import DeskSettings
 from trading.adapters.signing import seal
 from trading.adapters.signing_keys import load_signer
 from trading.domain.approvals import TradingState
+from trading.domain.denials import Rule
 from trading.domain.errors import InvalidValue, TradingError, Unavailable
 from trading.domain.trading_states import DESK, parse_scope
 
@@ -39,6 +47,32 @@ async def resume_desk(settings: DeskSettings, reason: str, scope: str = DESK) ->
     return await _command(settings, TradingState.ACTIVE, reason, scope)
 
 
+async def answer_waiting(
+    settings: DeskSettings, pending_id: str, *, approve: bool, reason: str, overrides: tuple[Rule, ...] = ()
+) -> str:
+    """Answer an order that waits for the operator and return what risk made of it.
+
+    Raises:
+        Unavailable: (DESK_NOT_RUNNING) there is nobody to tell; (RISK_SILENT) risk did not answer, `grekko approvals
+            show` tells what became of it.
+        TradingError: it was closed otherwise, or risk refused; the code and the reasons are risk's.
+    """
+    answer = OperatorAnswer(
+        command_id=Uuid7Factory().new_id(),
+        desk=settings.desk,
+        account_id=settings.account_id,
+        pending_id=pending_id,
+        approve=approve,
+        overrides=overrides,
+        reason=reason_of(reason),
+        by=getpass.getuser(),
+        issued_ms=SystemClock().now_ms(),
+    )
+    not_done = "risk is not running, so nothing was answered; the order waits until it expires"
+    result = await deliver(settings, answer, ANSWER_PAYLOAD_TYPE, name="answer", not_done=not_done)
+    return f"{result.state}: {result.message}"
+
+
 async def _command(settings: DeskSettings, state: TradingState, reason: str, scope: str) -> str:
     """Sign a command, leave it for risk and wait for the answer.
 
@@ -48,17 +82,12 @@ async def _command(settings: DeskSettings, state: TradingState, reason: str, sco
         InvalidValue: the scope or the reason is none.
         TradingError: risk refused; the code is risk's.
     """
-    reason = " ".join(reason.split())
-    if not reason:
-        raise InvalidValue(
-            "say why: the reason is kept in the audit log", code="REASON_REQUIRED", suggestion='--reason "..."'
-        )
     command = OperatorCommand(
         command_id=Uuid7Factory().new_id(),
         desk=settings.desk,
         account_id=settings.account_id,
         state=state,
-        reason=reason,
+        reason=reason_of(reason),
         by=getpass.getuser(),
         issued_ms=SystemClock().now_ms(),
         scope=parse_scope(scope),
@@ -101,6 +130,20 @@ async def deliver(
     if not result.ok:
         raise TradingError(result.message, code=result.code, suggestion=result.suggestion)
     return result
+
+
+def reason_of(text: str) -> str:
+    """Return the operator's reason on one line; nobody commands without one.
+
+    Raises:
+        InvalidValue: (REASON_REQUIRED) it is empty.
+    """
+    reason = " ".join(text.split())
+    if not reason:
+        raise InvalidValue(
+            "say why: the reason is kept in the audit log", code="REASON_REQUIRED", suggestion='--reason "..."'
+        )
+    return reason
 
 
 def _said(result: CommandResult) -> str:

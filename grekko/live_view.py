@@ -102,6 +102,7 @@ def _style(event_type: str) -> str:
     styles = {
         "risk.denied": "red",
         "risk.approved": "green",
+        "risk.human_asked": "bold yellow",
         "order.filled": "cyan",
         "breaker.tripped": "bold red",
         "alarm.raised": "bold red",

@@ -18,6 +18,8 @@ from trading.domain.events import (
     DomainEvent,
     ExitSigned,
     HeadWitnessed,
+    HumanAnswered,
+    HumanAsked,
     LimitsLoaded,
     OrderAccepted,
     OrderCanceled,
@@ -86,6 +88,11 @@ def _risk(event: DomainEvent) -> str:
         case ExitSigned(exit=found):
             hours = (found.terms.expires_ms - found.issued_ms) / 3_600_000
             return f"risk signs an exit of {found.symbol} down to {number(found.terms.floor)}, good for {hours:g} h"
+        case HumanAsked(pending=pending):
+            return f"risk asks the operator about {order_text(pending.order)} of {pending.agent_id}: grekko approvals"
+        case HumanAnswered():
+            overridden = ", ".join(rule.rule for rule in event.overridden)
+            return f"{event.state} by {event.by}{f', overriding {overridden}' if overridden else ''}: {event.reason}"
         case ReservationReleased():
             return f"reservation released: {event.evidence}"
         case LimitsLoaded():

@@ -263,6 +263,7 @@ def _loops(
     loops: list[background.Loop] = [
         background.until_broken(service),
         background.act_on_news(service),
+        service.mandates.run(),
         background.take_reports(service, reports),
         background.feed_venue(
             venue, wiring.market.subscribe(), background.relabeller(dict(names)), service.stop_loss.on_book

@@ -93,6 +93,11 @@ class Fates:
         return None if known is None else known.first_seen_ns
 
     @property
+    def open_ids(self) -> list[ApprovalId]:
+        """Approvals without a fate."""
+        return list(self._open)
+
+    @property
     def open_count(self) -> int:
         """How many approvals have no fate yet."""
         return len(self._open)

@@ -20,6 +20,7 @@ from mcp_servers.execution.fates import Fates
 from mcp_servers.execution.gate import GateRules, Moment, RiskPulse
 from mcp_servers.execution.inquiries import Inquiries
 from mcp_servers.execution.lifecycle import Lifecycle
+from mcp_servers.execution.mandates import Mandates
 from mcp_servers.execution.metrics import Metrics
 from mcp_servers.execution.protection.exits import StandingExits
 from mcp_servers.execution.protection.rules import ProtectionRules
@@ -128,6 +129,12 @@ class ExecutionService:
             has_room=self._has_room,
         )
         slices = build_slices(self)
+        self.mandates = Mandates(
+            approvals=parts.approvals,
+            fates=self.fates,
+            submit=self.submissions.submit,
+            alarm=self._alarm,
+        )
         self.reconciler = Reconciler(
             lifecycle=self.lifecycle,
             venue=parts.venue,
@@ -222,6 +229,7 @@ class ExecutionService:
         await self._heed_risks_rows()
         await self.stop_loss.catch_up(self.parts.approvals)
         await self.fates.lapse_due()
+        await self.mandates.load()
         return await self.reconciler.run(record=True)
 
     async def _heed_risks_rows(self) -> None:
@@ -265,8 +273,9 @@ class ExecutionService:
         return outcome
 
     def follow_risk(self, event: EventEnvelope) -> None:
-        """Take one event of risk's ledger: approvals to end some day, and trips, which bind without any heartbeat."""
+        """Take one event of risk's ledger: approvals to end or bring, and trips, which bind without any heartbeat."""
         self.fates.follow(event)
+        self.mandates.follow(event)
         if isinstance(trip := event.payload, BreakerTripped):
             outcome = self.epochs.tighten(trip.scope, trip.state, trip.epoch)
             if outcome is not None:
@@ -300,6 +309,10 @@ class ExecutionService:
             self.lifecycle.alarm("FOREIGN_ORDER", text, subject=report.client_order_id)
             return
         self.lifecycle.apply_report(report)
+
+    async def _alarm(self, code: str, message: str, subject: str) -> None:
+        self.lifecycle.alarm(code, message, subject=subject)
+        await self.lifecycle.flush()
 
     async def sweep(self) -> CancelAll | None:
         """Cancel working orders that add risk where trading is halted; return what remains, None if it is nowhere."""
