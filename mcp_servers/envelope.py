@@ -45,7 +45,7 @@ from pydantic_core import CoreSchema
 
 from mcp_servers.calls import current_call
 from trading.domain.errors import InvalidValue
-from trading.domain.money import MAX_SCALE, ZERO, check_decimal, parse_decimal, plain, quantize_nearest
+from trading.domain.money import MAX_SCALE, ZERO, check_decimal, plain, quantize_nearest
 
 #: Characters of JSON that one reply may take; a model reads all of it.
 MAX_CHARS: Final = 10_000
@@ -71,7 +71,7 @@ def _read_decimal(value: object) -> Decimal:
         raise InvalidValue("must be a decimal string, not a JSON number", code="INVALID_NUMBER", suggestion=_HINT)
     if _DECIMAL.fullmatch(value) is None:
         raise InvalidValue("is not a plain decimal number", code="INVALID_NUMBER", suggestion=_HINT)
-    return parse_decimal(value)
+    return Decimal(value)  # within the bounds of every number: the pattern has as many digits as they have
 
 
 def _read_positive(value: object) -> Decimal:

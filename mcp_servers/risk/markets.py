@@ -32,16 +32,24 @@ class MarketSource(Protocol):
 class _Known:
     """What is remembered of one instrument between frames."""
 
-    __slots__ = ("book", "book_mid", "instrument", "mid", "raw", "seen_ms", "unrest")
+    __slots__ = ("book", "flaw", "instrument", "mid", "raw", "seen_ms", "unrest")
 
     def __init__(self) -> None:
         self.book: OrderBook | None = None
-        self.book_mid: Decimal | None = None
+        self.flaw = _flaw(None)
         self.raw: Instrument | None = None
         self.instrument: Instrument | None = None
         self.mid: Decimal | None = None
         self.seen_ms = 0
         self.unrest = Unrest()
+
+    def take(self, book: OrderBook | None, now_ms: int, window_ms: int) -> None:
+        """Look at another book; its mid replaces the last one if it has any."""
+        self.book, self.flaw = book, _flaw(book)
+        mid = None if book is None else book.mid
+        if mid is not None:
+            self.mid = mid
+            self.unrest.range.observe(mid, now_ms, window_ms)
 
 
 class Markets:
@@ -80,22 +88,21 @@ class Markets:
             known.raw, known.instrument = raw, replace(raw, id=instrument_id)
             known.seen_ms = now_ms
         book = self._source.book(data_id)
-        age = None if book is None else self._age_ms(book, now_ms)
         if book is not known.book:
-            known.book, known.book_mid = book, None if book is None else book.mid
-            if known.book_mid is not None:
-                known.unrest.range.observe(known.book_mid, now_ms, limits.move_window_ms)
-        mid = known.book_mid
+            known.take(book, now_ms, limits.move_window_ms)
         if self._last_trade is not None:
             known.unrest.sizes.observe(self._last_trade(data_id))
-        problem = _problem(book, mid, age, limits.market_max_age_ms)
-        if mid is not None:
-            known.mid = mid
+        age, problem = None, known.flaw
+        if book is not None:
+            age = self._age_ms(book, now_ms)
+            if not problem and age > limits.market_max_age_ms:
+                problem = f"the book is {age} ms old"
         if not problem and raw is not None:
             known.seen_ms = now_ms  # the market room is alive and stands by its rules
+        rules_age = None if known.instrument is None else max(0, now_ms - known.seen_ms)
         return MarketFrame(
             instrument=known.instrument,
-            instrument_age_ms=max(0, now_ms - known.seen_ms) if known.instrument is not None else None,
+            instrument_age_ms=rules_age,
             book=book,
             mid=known.mid,
             age_ms=age,
@@ -108,14 +115,13 @@ class Markets:
         return age if self._mode is Mode.PAPER else max(age, now_ms - book.venue_ts_ms)
 
 
-def _problem(book: OrderBook | None, mid: Decimal | None, age_ms: int | None, max_age_ms: int) -> str:
-    if book is None or age_ms is None:
+def _flaw(book: OrderBook | None) -> str:
+    """Return why the book gives no price, whatever its age; empty when it does."""
+    if book is None:
         return "there is no market data"
     if not book.bids or not book.asks:
         return "the book is one-sided"
-    if mid is None:
-        return "the book is crossed or locked"
-    return "" if age_ms <= max_age_ms else f"the book is {age_ms} ms old"
+    return "" if book.is_two_sided else "the book is crossed or locked"
 
 
 def marks_of(markets: dict[InstrumentId, MarketFrame], quote: Currency) -> dict[Currency, Decimal]:

@@ -20,7 +20,7 @@ from trading.domain.approvals import ApprovedOrder
 from trading.domain.denials import RuleResult
 from trading.domain.errors import InvalidValue
 from trading.domain.identifiers import AgentId, Symbol
-from trading.domain.money import EXACT, ZERO, multiply
+from trading.domain.money import ZERO, add, multiply
 from trading.domain.proposals import OrderIntent
 
 
@@ -160,14 +160,14 @@ def exposure_rows(service: RiskService, scope: str | None) -> schemas.Exposures:
     for instrument_id, market in frame.markets.items():
         venue, symbol = instrument_id
         held, exposure, mid = held_of(instrument_id), exposures.get(instrument_id, _NONE), market.mid
-        worst = worst_case(held, exposure)
-        value = None if mid is None else EXACT.multiply(worst, mid)
+        worst = abs(held) if exposure is _NONE else worst_case(held, exposure)
+        value = None if mid is None else multiply(worst, mid)
         if worst:
             unpriced |= mid is None or bool(market.problem)
-        if worst and mid is not None and value is not None:
-            gross = EXACT.add(gross, value)
-            net = EXACT.add(net, value if worst == held else EXACT.multiply(held, mid))
-            by_venue[venue] = EXACT.add(by_venue.get(venue, ZERO), value)
+            if mid is not None and value is not None:
+                gross = add(gross, value)
+                net = add(net, value if worst == held else multiply(held, mid))
+                by_venue[venue] = add(by_venue.get(venue, ZERO), value)
         if scope is None or scope in (symbol, "desk"):
             limits = symbols.get(symbol)
             rows.append(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
+from functools import lru_cache
 from typing import Final, NewType
 
 from trading.domain.errors import InvalidValue
@@ -77,6 +78,7 @@ def parse_name(text: str, *, what: str) -> str:
     return text
 
 
+@lru_cache(maxsize=4_096)  # a batch names the same few; what is refused is not kept
 def parse_symbol(text: str) -> Symbol:
     """Return the unified spot symbol ``BASE/QUOTE``.
 

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mcp_servers.calls import LOCAL, Call, answering, current_principal
 from mcp_servers.envelope import (
+    DECIMAL_PATTERN,
     MAX_CHARS,
     DecimalText,
     LookbackMs,
@@ -47,6 +48,7 @@ from trading.domain.errors import (
     UnknownInstrument,
     UnsupportedFeature,
 )
+from trading.domain.money import parse_decimal
 from trading.testing.clock import ManualClock
 
 
@@ -257,3 +259,8 @@ def test_a_bucket_refills_with_time_and_each_principal_has_its_own() -> None:
 def test_a_rate_that_admits_nobody_is_refused(per_s: float, burst: int) -> None:
     with pytest.raises(ValueError, match="positive"):
         RateLimiter(ManualClock(), per_s=per_s, burst=burst)
+
+
+@given(st.from_regex(DECIMAL_PATTERN, fullmatch=True))
+def test_every_number_that_a_tool_takes_is_one_that_the_domain_takes(text: str) -> None:
+    assert TypeAdapter(DecimalText).validate_python(text) == parse_decimal(text)
