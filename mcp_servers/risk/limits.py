@@ -20,7 +20,7 @@ from trading.adapters.signing import digest
 from trading.domain.denials import Rule
 from trading.domain.identifiers import AccountId, AgentId, Symbol, Venue, parse_symbol
 from trading.domain.proposals import Mode, OrderType, TimeInForce
-from trading.domain.standing_exits import EXIT_LIFE_MAX_MS
+from trading.domain.standing_exits import EXIT_LIFE_MAX_MS, EXIT_LIFE_MIN_MS
 from trading.domain.voting import QuorumPolicy
 
 from .authority import OVERRIDABLE, Needs
@@ -204,7 +204,7 @@ class RiskLimits(SectionModel):
     pending_agent_max: Count = 5
     clock_skew_ms: Millis = 1_000
     portfolio_loss_pct: Percent | None = None
-    exit_ttl_ms: Annotated[Whole, Field(ge=600_000, le=EXIT_LIFE_MAX_MS)] = 86_400_000
+    exit_ttl_ms: Annotated[Whole, Field(ge=EXIT_LIFE_MIN_MS, le=EXIT_LIFE_MAX_MS)] = 86_400_000
     reactivate_after_unclean_stop: StrictBool = True
     score_model_digest: Digest | None = None
     quorum: QuorumLimits = QuorumLimits()

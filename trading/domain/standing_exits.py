@@ -26,6 +26,9 @@ from trading.domain.proposals import Mode
 
 STANDING_EXIT_PAYLOAD_TYPE: Final = "application/vnd.grekko.standing-exit+json;v=1"
 
+#: The shortest life that risk may give an exit: half of it is well over the hour by which a renewal must outlive the
+#: exit that execution holds before execution writes it down.
+EXIT_LIFE_MIN_MS: Final = 4 * 3_600_000
 #: The longest life of a standing exit; execution refuses one that claims more.
 EXIT_LIFE_MAX_MS: Final = 7 * 86_400_000
 
