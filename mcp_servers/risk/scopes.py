@@ -89,6 +89,7 @@ class InForce:
         symbol: None when the symbol has no limits of its own, which restricts it.
         protection, plan: how a position in it is protected; the defaults, as tight as the scopes ask, without a symbol.
         symbols, venues: the only ones allowed; None allows every one that has limits.
+        needs: who must agree to any new risk, however small.
         sources: for every value in ``limits`` and ``symbol`` the scope it comes from.
     """
 
@@ -98,6 +99,7 @@ class InForce:
     plan: StopPlan
     symbols: tuple[Symbol, ...] | None
     venues: tuple[Venue, ...] | None
+    needs: Needs
     sources: Mapping[str, str]
 
 
@@ -157,6 +159,9 @@ class Scopes:
                 held = next((known for known in (allowed, of_symbol, of_stops) if field in known), desk)
                 if wanted is not None and field in held and (stricter := _stricter(held[field], wanted)) is not None:
                     held[field], sources[field] = stricter, name
+        standing = Needs.NONE if mode in limits.undecided_modes else Needs.VOTE
+        for wanted in (desk["authority"], of_symbol.get("symbol_authority", Needs.NONE)):
+            standing = strictest(standing, cast("Needs", wanted))
         whole, protection = limits.model_copy(update=desk), stops.model_copy(update=of_stops)
         return InForce(
             whole,
@@ -165,6 +170,7 @@ class Scopes:
             plan_of(protection, whole.portfolio_loss_pct),
             cast("tuple[Symbol, ...] | None", allowed["symbols"]),
             cast("tuple[Venue, ...] | None", allowed["venues"]),
+            standing,
             sources,
         )
 

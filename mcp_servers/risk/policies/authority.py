@@ -7,7 +7,6 @@ from typing import Final
 from mcp_servers.risk.authority import Needs, strictest
 from mcp_servers.risk.context import OrderContext
 from trading.domain.denials import Rule, RuleResult
-from trading.domain.proposals import Mode
 from trading.domain.trading_states import DESK
 
 
@@ -51,14 +50,12 @@ def decision_valid(c: OrderContext) -> RuleResult:
 
 def needed(c: OrderContext) -> Needs:
     """Return who must agree to this much new risk: the strictest of what scopes, symbol, mode and both bounds say."""
-    limits, needs, notional = c.limits, c.limits.authority, c.notional
-    if c.symbol_limits is not None:
-        needs = strictest(needs, c.symbol_limits.symbol_authority)
-    mode: Mode = c.frame.mode
-    if mode not in limits.undecided_modes or (notional is not None and notional > limits.undecided_notional_max):
+    limits, needs, notional = c.limits, c.in_force.needs, c.notional
+    if notional is None:
+        return needs
+    if notional > limits.undecided_notional_max:
         needs = strictest(needs, Needs.VOTE)
-    unattended = limits.unattended_notional_max
-    if unattended is not None and notional is not None and notional > unattended:
+    if limits.unattended_notional_max is not None and notional > limits.unattended_notional_max:
         needs = strictest(needs, Needs.HUMAN)
     return needs
 
@@ -75,6 +72,8 @@ def authority(c: OrderContext) -> RuleResult:
         return c.exempt(Rule.AUTHORITY)
     limits = c.limits
     needs = needed(c)
+    if needs is Needs.NONE and c.notional is not None and not c.explain:
+        return c.agree(Rule.AUTHORITY, "", "", "")  # what nearly every order of a desk without a vote is
     if not needs.met_by(decided=c.decided, human=c.human):
         return _lacking(c, needs)
     if c.human:
