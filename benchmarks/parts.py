@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mcp_servers.execution.gate import GateRules
 from mcp_servers.execution.service import ExecutionParts, ExecutionService
+from mcp_servers.risk.breaker_limits import BreakerLimits
 from mcp_servers.risk.decisions import PinnedKeys
 from mcp_servers.risk.heartbeat import HeartbeatSink
 from mcp_servers.risk.limits import RiskLimits, SymbolLimits
@@ -110,6 +111,9 @@ def open_limits() -> RiskLimits:
         loss_streak_max=_MANY,
         open_approvals_max=_MANY,
         reserved_notional_max=quote,
+        breaker=BreakerLimits(
+            denials=_MANY, orders=_MANY, agent_orders=_MANY, order_children=_MANY, order_value=quote, rejections=_MANY
+        ),
     )
 
 

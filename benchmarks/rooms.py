@@ -129,6 +129,14 @@ open_approvals_max = {limits.open_approvals_max}
 reserved_notional_max = "{limits.reserved_notional_max:f}"
 duplicate_window_ms = 0
 
+[risk.limits.breaker]
+denials = "off"
+orders = "off"
+agent_orders = "off"
+order_children = "off"
+order_value = "off"
+rejections = "off"
+
 [risk.limits.symbols."BTC/USDT"]
 order_quantity_max = "{symbol.order_quantity_max:f}"
 order_notional_max = "{symbol.order_notional_max:f}"

@@ -30,6 +30,7 @@ from trading.domain.errors import InvalidValue, TradingError, Unavailable
 from trading.domain.trading_states import DESK, parse_scope
 
 _ANSWER_TIMEOUT_S = 10.0
+_UNKNOWN_TIMEOUT_S = 3.0  # risk looks twice a second
 _POLL_S = 0.02
 
 
@@ -109,24 +110,23 @@ async def deliver(
         command: what the operator wants.
         payload_type: of its kind; covered by the signature.
         name: begins the file's name; decides nothing.
-        not_done: what is said when risk does not run.
+        not_done: what is said when nobody took it.
 
     Raises:
-        Unavailable: DESK_NOT_RUNNING or RISK_SILENT.
+        Unavailable: DESK_NOT_RUNNING, nobody took the command; RISK_SILENT, it was taken and not answered.
         TradingError: risk refused; the code is risk's.
     """
     home = settings.desk_home.ensure()
     signer = load_signer(home.keys("operator") / "operator.key", "operator")
-    if running(home, "risk") is None:
-        raise Unavailable(
-            not_done,
-            code="DESK_NOT_RUNNING",
-            suggestion="start the desk with `grekko run`, then repeat the command",
-        )
     text = seal(codec.canonical(command), payload_type, signer).to_json()
     directory = home.run / "operator"
-    await asyncio.to_thread(_leave, directory, f"{name}-{command.command_id}.json", text)
-    result = await _answer(directory / f"{command.command_id}.result.json")
+    path = directory / f"{name}-{command.command_id}.json"
+    await asyncio.to_thread(_leave, directory, path.name, text)
+    # A risk room that another supervisor started is not known here; it takes commands all the same.
+    patience_s = _ANSWER_TIMEOUT_S if running(home, "risk") is not None else _UNKNOWN_TIMEOUT_S
+    result = await _answer(directory / f"{command.command_id}.result.json", patience_s)
+    if result is None:
+        raise await asyncio.to_thread(_unanswered, path, not_done)
     if not result.ok:
         raise TradingError(result.message, code=result.code, suggestion=result.suggestion)
     return result
@@ -164,9 +164,10 @@ def _leave(directory: Path, name: str, text: str) -> None:
     part.replace(directory / name)
 
 
-async def _answer(path: Path) -> CommandResult:
+async def _answer(path: Path, patience_s: float) -> CommandResult | None:
+    """Return risk's answer, None when there is none in time."""
     try:
-        async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(patience_s):
             while True:
                 try:
                     data = await asyncio.to_thread(path.read_bytes)
@@ -176,8 +177,21 @@ async def _answer(path: Path) -> CommandResult:
                 await asyncio.to_thread(path.unlink)
                 return codec.decode(CommandResult, data)
     except TimeoutError:
-        raise Unavailable(
-            "risk did not answer within ten seconds; the command may still be carried out",
+        return None
+
+
+def _unanswered(path: Path, not_done: str) -> Unavailable:
+    """Take the command back and return what to say; one that is gone was taken by risk."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return Unavailable(
+            "risk took the command and did not answer in time; it may still be carried out",
             code="RISK_SILENT",
-            suggestion="see `grekko status`; is the desk running?",
-        ) from None
+            suggestion="see `grekko status`",
+        )
+    return Unavailable(
+        not_done,
+        code="DESK_NOT_RUNNING",
+        suggestion="start the desk with `grekko run`, then repeat the command",
+    )

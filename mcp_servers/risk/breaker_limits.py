@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Final, cast
 
-from pydantic import model_validator
+from pydantic import SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from trading.adapters.config import SectionModel
 
@@ -58,3 +58,12 @@ class BreakerLimits(SectionModel):
             return data
         given = cast("dict[str, object]", data)  # TOML has no null
         return {name: None if value == OFF else value for name, value in given.items()}
+
+    @model_serializer(mode="wrap")
+    def _none_is_off(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo[object]
+    ) -> dict[str, object]:
+        data: dict[str, object] = handler(self)
+        if info.mode == "json":  # a document, where a value that is left out would mean the default
+            data.update({name: OFF for name in type(self).model_fields if getattr(self, name) is None})
+        return data

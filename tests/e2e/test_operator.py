@@ -83,9 +83,6 @@ async def approved(desk: DeskProcess) -> list[tuple[int, Approval]]:
 @pytest.mark.timeout(180)
 async def test_one_agent_is_halted_survives_a_restart_of_the_desk_and_is_resumed_by_name() -> None:
     async with scratch_desk() as desk:
-        code, text = await grekko(desk, "halt", "--reason", "nothing runs")
-        assert code == 1
-        assert "DESK_NOT_RUNNING" in text or "risk is not running" in text
         await desk.start("--loop", "--speed", "2")
         await desk.wait_until_up()
         await until(lambda: approvals(desk), "something was approved", desk.tail)
@@ -102,6 +99,9 @@ async def test_one_agent_is_halted_survives_a_restart_of_the_desk_and_is_resumed
         assert "breaker active" in text
 
         assert await desk.stop() == 0, desk.tail()
+        code, text = await grekko(desk, "halt", "--reason", "nothing runs")
+        assert code == 1
+        assert "risk is not running" in text
         await desk.start("--loop", "--speed", "2")
         await desk.wait_until_up()
         code, text = await grekko(desk, "resume", "--scope", scope, "--reason", "  ")

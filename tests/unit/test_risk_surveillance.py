@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from mcp_servers.risk.breaker_limits import BreakerLimits
-from mcp_servers.risk.limits import RiskLimits
+from mcp_servers.risk.document import parse_stored
+from mcp_servers.risk.limits import RiskLimits, document_of
 from mcp_servers.risk.tightness import compare
 from tests.risk_support import (
     DATA_ID,
@@ -417,6 +418,9 @@ def test_a_file_switches_a_trigger_off_by_name_and_a_window_never() -> None:
     )
     with pytest.raises(ValidationError):
         BreakerLimits.model_validate({"window_ms": "off"})
+    written = BreakerLimits(range_bps=None).model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+    assert written == {"range_bps": "off"}
+    assert parse_stored(document_of(RiskLimits(breaker=BreakerLimits(range_bps=None)))).breaker.range_bps is None
     off, on = (RiskLimits(breaker=BreakerLimits(range_bps=each)) for each in (None, Decimal(500)))
     assert [change.needs_signature for change in compare(on, off)] == [True]
     assert [change.needs_signature for change in compare(off, on)] == [False]

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from grekko import control
 from grekko.initialization import initialize
 from grekko.limits import diff_limits, read_history, read_limits, set_limits, show_history, show_limits, sign_limits
 from grekko.limits_file import changed_text, minimal, to_toml, write_whole
@@ -234,13 +235,16 @@ async def test_diff_with_another_file_is_good_when_nothing_needs_a_signature(
 # -- sign -------------------------------------------------------------------------------------------------------------
 
 
-async def test_sign_of_a_stopped_desk_signs_nothing_and_says_so(desk: DeskSettings) -> None:
+async def test_sign_of_a_stopped_desk_leaves_nothing_signed_and_says_so(
+    desk: DeskSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_UNKNOWN_TIMEOUT_S", 0.05)
     await ran(desk, RiskLimits())
     file_of(desk).write_text("order_burst = 50\n")
     with pytest.raises(Unavailable) as refused:
         await sign_limits(desk, paper()[0], None, "more", lambda: True)
     assert refused.value.code == "DESK_NOT_RUNNING"
-    assert not (desk.desk_home.run / "operator").exists()
+    assert list((desk.desk_home.run / "operator").iterdir()) == []
 
 
 async def test_sign_asks_wants_a_reason_and_leaves_alone_what_needs_no_signature(
