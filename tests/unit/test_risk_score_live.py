@@ -116,6 +116,18 @@ async def test_candles_are_read_once_an_hour_and_never_for_an_order() -> None:
     assert archive.asked == 2
 
 
+async def test_a_feature_that_drifted_is_looked_at_again_when_the_next_hour_has_closed() -> None:
+    archive = Archive(wild=30)
+    desk = await desk_with(archive)
+    await desk.risk.scores.refresh(desk.risk.frame())
+    assert (score_of(desk).value, archive.asked) == (1, 1)
+    archive.wild = 1.0
+    desk.clock.advance(HOUR_MS)
+    desk.price()
+    await desk.risk.scores.refresh(desk.risk.frame())
+    assert score_of(desk).reason == ""
+
+
 async def test_a_bar_that_comes_late_is_looked_for_again() -> None:
     archive = Archive(late=1)
     desk = await desk_with(archive)

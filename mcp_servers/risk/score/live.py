@@ -132,7 +132,7 @@ class LiveScores:
             if self._done.get(instrument_id) != (feed, feed_ms // HOUR_MS):
                 score = await self._score(self._model, instrument_id, feed, feed_ms, frame.now_ms)
                 self._set(instrument_id, score)
-                if not score.reason and score.until_ms >= frame.now_ms + HOUR_MS:  # else its newest bar is yet to come
+                if score.until_ms >= frame.now_ms + HOUR_MS:  # else its newest bar is yet to come
                     self._done[instrument_id] = (feed, feed_ms // HOUR_MS)
 
     async def _model_problem(self, pinned: str | None) -> str:
