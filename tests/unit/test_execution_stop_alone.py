@@ -245,7 +245,7 @@ async def test_the_running_manager_acts_on_a_price_and_on_time_without_being_ask
 async def test_a_crash_between_cancel_and_next_stop_leaves_the_watch_and_then_a_stop() -> None:
     desk = await GuardedDesk(native=True, plan=plan(trailing_bps=D(100))).start()
     await desk.long()
-    desk.clock.advance(1_000)
+    desk.clock.advance(2_000)
     desk.price("60900")
     desk.ledger.fail_next_commit(LedgerUnavailable("the disk is gone"))
     with pytest.raises(LedgerUnavailable):

@@ -180,7 +180,7 @@ async def test_a_stop_at_the_venue_moves_with_the_level_in_steps_and_never_stand
     desk = await GuardedDesk(native=True, plan=plan(trailing_bps=D(100))).start()
     await desk.long()
     (first,) = desk.protective()
-    desk.clock.advance(1_000)
+    desk.clock.advance(2_000)
     desk.price("60010")  # 1.7 bps: not worth a new order
     await desk.look()
     assert desk.protective() == [first]
@@ -195,7 +195,7 @@ async def test_a_stop_at_the_venue_moves_with_the_level_in_steps_and_never_stand
 async def test_a_partial_close_keeps_the_level_and_fits_the_size() -> None:
     desk = await GuardedDesk(native=True, plan=plan(trailing_bps=D(100))).start()
     await desk.long()
-    desk.clock.advance(1_000)
+    desk.clock.advance(2_000)
     desk.price("61000")
     await desk.look()
     await desk.beat()

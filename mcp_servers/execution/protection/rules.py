@@ -36,7 +36,7 @@ class ProtectionRules:
     quote_timeout_s: float = 1.0
     check_every_s: float = 0.25
     pace_s: float = 0.01
-    fit_every_ms: int = 500
+    fit_every_ms: int = 2_000
     refused_ms: int = 30_000
     retry_ms: int = 1_000
     save_every_ms: int = 1_000
