@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from mcp_servers.execution.bootstrap import protection_rules
 from mcp_servers.execution.protection.bars import TrueRange
 from mcp_servers.execution.protection.stops import (
     AS_PLANNED,
@@ -21,6 +24,7 @@ from mcp_servers.execution.protection.stops import (
     on_tick,
     tighter,
 )
+from mcp_servers.execution.settings import ExecutionSettings
 from trading.domain.market_data import Side
 from trading.domain.money import is_multiple
 from trading.domain.standing_exits import ExitTerms, StopPlan
@@ -124,6 +128,16 @@ def test_the_earlier_of_two_deadlines_counts() -> None:
     assert deadline_ms(1_000, 500, AS_PLANNED) == 1_500
     assert deadline_ms(1_000, 500, Tightening(hold_until_ms=1_200)) == 1_200
     assert deadline_ms(1_000, 500, Tightening(hold_until_ms=1_900)) == 1_500
+
+
+def test_the_settings_say_how_and_never_where() -> None:
+    defaults = protection_rules(ExecutionSettings())
+    assert (defaults.native, defaults.close_blind_ms) == (True, None)
+    wanted = {"native": False, "step_bps": "10", "close_blind_after_s": 60}
+    rules = protection_rules(ExecutionSettings.model_validate({"protection": wanted}))
+    assert (rules.native, rules.step_bps, rules.close_blind_ms) == (False, D(10), 60_000)
+    with pytest.raises(ValidationError):
+        ExecutionSettings.model_validate({"protection": {"stop_bps": "500"}})
 
 
 def test_the_average_true_range_follows_wilder() -> None:

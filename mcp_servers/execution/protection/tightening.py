@@ -1,4 +1,4 @@
-"""What an agent may ask of a stop: to be nearer, never to be farther."""
+"""What an agent may ask of a stop: to be nearer, never to be farther. Asking for what holds already changes nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tighten(guard: Guard, plan: StopPlan, wish: Wish, *, price: Decimal | None) 
         price: at which the position could be closed now, None when unknown.
 
     Raises:
-        GateRefused: PROTECTION_LOOSENED, it is not nearer than what holds, with the present level;
+        GateRefused: PROTECTION_LOOSENED, it is farther than what holds, with the present level;
             PROTECTION_WOULD_TRIGGER, the market is at or beyond it already.
     """
     asked = guard.asked
@@ -49,7 +49,7 @@ def tighten(guard: Guard, plan: StopPlan, wish: Wish, *, price: Decimal | None) 
         asked = replace(asked, stop_price=wish.stop_price)
     if wish.trailing_bps is not None:
         known = [each for each in (plan.trailing_bps, asked.trailing_bps) if each is not None]
-        if known and wish.trailing_bps >= min(known):
+        if known and wish.trailing_bps > min(known):
             _refuse("the trailing distance", f"{plain(min(known))} bps")
         asked = replace(asked, trailing_bps=wish.trailing_bps)
     if wish.hold_max_s is not None:
@@ -78,7 +78,7 @@ def check_tick(wish: Wish, instrument: Instrument) -> None:
 
 def _check_price(guard: Guard, wanted: Decimal, price: Decimal | None) -> None:
     stop = guard.stop
-    if stop is not None and not is_nearer(guard.side, wanted, stop.price):
+    if stop is not None and is_nearer(guard.side, stop.price, wanted):
         _refuse("the stop", plain(stop.price))
     if price is not None and is_hit(guard.side, wanted, price):
         raise GateRefused(
@@ -90,14 +90,14 @@ def _check_price(guard: Guard, wanted: Decimal, price: Decimal | None) -> None:
 
 def _hold(guard: Guard, plan: StopPlan, asked: Tightening, hold_max_s: int) -> Tightening:
     wanted_ms, known_ms = guard.opened_ms + hold_max_s * 1_000, deadline_ms(guard.opened_ms, plan.hold_max_ms, asked)
-    if known_ms is not None and wanted_ms >= known_ms:
+    if known_ms is not None and wanted_ms > known_ms:
         _refuse("the longest time", f"{(known_ms - guard.opened_ms) // 1_000} s from the entry")
     return replace(asked, hold_until_ms=wanted_ms)
 
 
 def _refuse(what: str, present: str) -> None:
     raise GateRefused(
-        f"{what} would not be tighter than it is: now {present}",
+        f"{what} would be looser than it is: now {present}",
         code=LOOSENED,
         suggestion="a stop may only be tightened",
         allowed=(present,),

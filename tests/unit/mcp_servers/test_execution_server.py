@@ -171,11 +171,13 @@ async def test_the_stop_of_a_position_is_shown_and_only_ever_tightened() -> None
             assert present in str(refused.value)
         trailing = await call(client, "execution_set_stop", symbol="BTC/USDT", trailing_bps="50")
         assert trailing["price"] == "59700"
+        again = await call(client, "execution_set_stop", symbol="BTC/USDT", trailing_bps="50", stop_price="59700")
+        assert again == trailing
         for arguments, code in (
             ({"stop_price": "60000"}, "PROTECTION_WOULD_TRIGGER"),
             ({"stop_price": "59800.001"}, "PRICE_TICK"),
             ({}, "NOTHING_ASKED"),
-            ({"trailing_bps": "50"}, "PROTECTION_LOOSENED"),
+            ({"trailing_bps": "60"}, "PROTECTION_LOOSENED"),
         ):
             with pytest.raises(ToolFailure) as wrong:
                 await call(client, "execution_set_stop", symbol="BTC/USDT", **arguments)
