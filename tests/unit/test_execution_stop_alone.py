@@ -20,6 +20,7 @@ from trading.domain.market_data import Side
 from trading.domain.orders import OrderStatus
 from trading.domain.proposals import OrderType
 from trading.domain.standing_exits import ExitSlice
+from trading.domain.trading_states import ScopeState
 from trading.ports.ledger import Unit, Upsert
 from trading.testing.builders import ACCOUNT, INSTRUMENT_ID
 from trading.testing.keys import make_test_signer
@@ -375,3 +376,15 @@ async def test_a_slice_is_a_fate_like_any_other() -> None:
     found = await desk.order(str(order["approval_id"]))  # asked for by its name it is found, not sent again
     assert (found.terms.side, found.terms.order_type) == (Side.SELL, OrderType.LIMIT)
     assert len(desk.slices()) == 1
+
+
+async def test_a_symbol_that_the_operator_froze_holds_its_stop_back_alone() -> None:
+    desk = await GuardedDesk().start()
+    await desk.long()
+    await desk.beat(scopes=(ScopeState("symbol:BTC/USDT", TradingState.FROZEN),))
+    desk.price("56000")
+    await desk.look()
+    assert desk.held == D("0.5")
+    await desk.beat(scopes=(ScopeState("symbol:ETH/USDT", TradingState.FROZEN),))
+    await desk.look(1_000)
+    assert desk.held == 0
