@@ -29,7 +29,7 @@ from .score.live import NO_SCORES, LiveScores
 from .unrest import Unrest
 
 
-@dataclass(slots=True, kw_only=True)  # a frozen one takes three times as long, and every frame makes hundreds
+@dataclass(slots=True, kw_only=True)  # a frozen one takes twice as long, and a frame may make hundreds
 class MarketFrame:
     """One instrument's rules and prices at the frame's moment; nobody changes it.
 
