@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from grekko.exit_proofs import ExitProofs, require
 from grekko.ledgers import ROOMS, Ledgers, read_sound_events
+from grekko.limit_proofs import LimitProofs
 from trading.adapters import codec
 from trading.adapters.config import DeskHome
 from trading.adapters.signing import Ed25519Verifier, digest, load_public_key, open_envelope
@@ -32,6 +33,7 @@ from trading.domain.events import (
     AgentRevoked,
     EventEnvelope,
     ExitSigned,
+    LimitsLoaded,
     OrderFilled,
     OrderInitialized,
     ProposalDecided,
@@ -89,6 +91,7 @@ class Prover:
         self._approved: dict[DecisionId, TradeProposal] = {}
         self._granted: dict[DecisionId, Decimal] = {}
         self._exits = ExitProofs()
+        self._limits = LimitProofs(home.public_keys)
 
     async def run(self, ledgers: Ledgers) -> Proofs:
         """Check everything in the ledgers and return what was found.
@@ -191,6 +194,9 @@ class Prover:
         self._proofs.checked["decisions"] += 1
 
     def _risk(self, event: EventEnvelope) -> None:
+        if isinstance(event.payload, LimitsLoaded):
+            self._limits.loaded(event.payload)
+            self._proofs.checked["limits"] += 1
         if not isinstance(event.payload, (RiskApproved, ExitSigned)):
             return
         risk = Ed25519Verifier.of(load_public_key(self._keys / "risk-approval.pub"))
@@ -207,6 +213,7 @@ class Prover:
         self._proofs.approvals[approval.approval_id] = approval
         self._proofs.checked["approvals"] += 1
         self._exits.approved(approval)
+        self._limits.approved(approval)
 
     def _check_decided(self, approval: Approval, decision_id: DecisionId) -> None:
         """Require that the vote was on this trade, and that all its approvals together stay within it."""
