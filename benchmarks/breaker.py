@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from benchmarks.market import BUNDLED
 from benchmarks.measure import Figure, latency_figure
-from benchmarks.parts import CLOCK, StillMarket, open_execution_room, open_risk_room, scratch
+from benchmarks.parts import CLOCK, RiskRoom, StillMarket, open_execution_room, open_risk_room, scratch
 from mcp_servers.execution.background import act_on_news, hear_risk
 from mcp_servers.execution.epochs import Ignored, Learned
 from mcp_servers.execution.gate import check_state
@@ -51,7 +51,8 @@ async def run() -> list[Figure]:
                 bare: dict[str, int] = {}
                 async with _execution(home.path) as other:
                     assert other.stdout is not None
-                    await asyncio.wait_for(other.stdout.readline(), _TIMEOUT_S)
+                    async with _beating(room):
+                        await asyncio.wait_for(other.stdout.readline(), _TIMEOUT_S)
                     for number in range(_TRIPS):
                         await room.service.live.heartbeats.beat()
                         await _send_bare(redis, settings, str(number), bare)
@@ -69,6 +70,23 @@ async def run() -> list[Figure]:
         " follows; limit: bare XADD to blocked XREAD, the same two processes"
     )
     return [latency_figure("breaker.trip_to_silence", trips, limits, note)]
+
+
+@asynccontextmanager
+async def _beating(room: RiskRoom) -> AsyncGenerator[None]:
+    """Give signs of life, as the room does, until the other process has heard a fresh one."""
+
+    async def beat() -> None:
+        while True:
+            await room.service.live.heartbeats.beat()
+            await asyncio.sleep(0.5)
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 async def _send_bare(redis: Redis, settings: DeskSettings, name: str, bare: dict[str, int]) -> None:
