@@ -12,7 +12,8 @@ from mcp_servers.hosting import ToolFailure, call, open_client
 from tests.bus_support import eventually
 from tests.integration.test_risk_resources import read, server_of
 from tests.integration.test_risk_server import LIMIT
-from tests.risk_machine_support import SYMBOLS, Bounds, Commit, GatedLedger, Oracle, open_wide_desk, wanted_order
+from tests.risk_machine_bounds import Bounds
+from tests.risk_machine_support import SYMBOLS, Commit, GatedLedger, Oracle, open_wide_desk, wanted_order
 from tests.risk_support import Desk
 from trading.domain.approvals import Fate
 from trading.domain.errors import InvalidValue, LeaseLost, TradingError, Unavailable

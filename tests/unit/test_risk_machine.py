@@ -23,13 +23,12 @@ from hypothesis.stateful import (
 from mcp_servers.risk.assessment import Approved
 from mcp_servers.risk.orders import OrderRequest
 from mcp_servers.risk.sign_off import Answer
+from tests.risk_machine_bounds import BOUNDS, Bounds
 from tests.risk_machine_support import (
     AGENTS,
-    BOUNDS,
     FEE,
     STEP,
     SYMBOLS,
-    Bounds,
     Commit,
     Oracle,
     open_wide_desk,
