@@ -1,8 +1,8 @@
 """The execution room's one object: it starts in order, answers the tools and runs the background work.
 
 Order of start: the ledger's lease is held already; then memory is rebuilt from the ledger, the account is funded if it
-is new, ledger and venue are reconciled, and only then does anything get served. Nothing is sent before a fresh
-heartbeat of risk all the same.
+is new, ledger and venue are reconciled, and only then does anything get served. No approved order is sent before a
+fresh heartbeat of risk all the same; a stop needs none.
 """
 
 from __future__ import annotations
