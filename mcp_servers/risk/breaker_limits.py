@@ -29,7 +29,7 @@ class BreakerLimits(SectionModel):
         denials: orders of one agent that risk denied while it could trade; halts the agent.
         orders, agent_orders: orders that execution opened, whoever asked; halt the desk, the agent.
         order_children: orders that execution opened for one decision or request; halts the desk.
-        order_value: quote of the orders that execution opened; halts the desk.
+        order_value: quote of the orders that execution opened, stops apart; halts the desk.
         orders_without_approval: orders for which risk holds no approval, since the start; halts the desk.
         differences: differences between ledger and venue in one reconciliation; the account may only reduce.
     """

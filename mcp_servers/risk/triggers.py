@@ -139,7 +139,7 @@ class OrderTriggers:
             self._agents, self._denials = agents, denials
 
     def opened(self, event: OrderInitialized, parent: str, limits: BreakerLimits, at_ms: int) -> list[Finding]:
-        """Count an order that execution opened.
+        """Count an order that execution opened; of stops only the number, since what they send only closes.
 
         Args:
             parent: the decision or request that it belongs to; empty when there is none.
@@ -153,13 +153,14 @@ class OrderTriggers:
         if children is not None and self._children[parent].add(at_ms, children, window):
             text = f"execution opened {children} orders of {parent[:64]} within {seconds}"
             found.append(_halt(Trigger.ORDER_CHILDREN, text))
+        if event.agent_id == PROTECTION:
+            return found  # a stop that follows the price is opened anew, each time for the whole of what it closes
         terms = event.terms
         value = multiply(terms.quantity, terms.limit_price or terms.stop_price or ZERO)
         if limits.order_value is not None and self._value.add(value, at_ms, limits.order_value, window):
             text = f"execution opened orders of {self._value.total:.2f} quote within {seconds}"
             found.append(_halt(Trigger.ORDER_VALUE, text))
-        # Nobody halts protection: what it sends only closes positions.
-        most = None if event.agent_id == PROTECTION else limits.agent_orders
+        most = limits.agent_orders
         if most is not None and self._agents[event.agent_id].add(at_ms, most, window):
             text = f"execution opened {most} orders of {event.agent_id} within {seconds}"
             found.append(_halt(Trigger.ORDERS, text, f"{AGENT}:{event.agent_id}"))

@@ -12,7 +12,7 @@ import pytest
 
 from mcp_servers.execution.gate import GateCode
 from mcp_servers.execution.rows import fate_row
-from mcp_servers.execution.walks import Receipt, Refusal
+from mcp_servers.execution.walks import Receipt, Refusal, Walk
 from tests.execution_support import Desk
 from trading.domain.approvals import ApprovedOrder, Fate, TradingState
 from trading.domain.errors import LeaseLost, LedgerUnavailable
@@ -286,8 +286,8 @@ async def test_nothing_runs_between_the_last_check_and_the_send() -> None:
     heard: list[int] = []
     real = desk.service.sending._last_check
 
-    def check(approval: Any) -> None:
-        real(approval)
+    def check(walk: Walk) -> None:
+        real(walk)
         if not checks:
             asyncio.get_running_loop().call_soon(lambda: heard.append(len(venue.handed_over)))
         checks.append(len(venue.handed_over))

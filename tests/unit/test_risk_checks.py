@@ -83,6 +83,7 @@ async def lost_a_fifth(desk: Desk) -> None:
     await first(desk, order(amount="10"))
     (item,) = desk.risk.reservations
     approved = (await desk.risk.get_approval(item.approval_id)).approved
+    assert approved is not None
     await desk.consume(approved)
     await desk.fill(approved, "10")
     desk.risk.frame()

@@ -13,6 +13,7 @@ from mcp_servers.risk.breaker_limits import BreakerLimits
 from mcp_servers.risk.document import parse_stored
 from mcp_servers.risk.limits import RiskLimits, document_of
 from mcp_servers.risk.tightness import compare
+from mcp_servers.risk.triggers import OrderTriggers, Trigger
 from tests.risk_support import (
     DATA_ID,
     Desk,
@@ -25,7 +26,7 @@ from tests.risk_support import (
 )
 from tests.unit.test_risk_breaker import command, events, leave
 from trading.adapters.signing import Ed25519Verifier
-from trading.domain.approvals import TradingState
+from trading.domain.approvals import Effect, TradingState
 from trading.domain.events import (
     AlarmRaised,
     BreakerTripped,
@@ -36,8 +37,9 @@ from trading.domain.events import (
 )
 from trading.domain.identifiers import AgentId, ApprovalId, OrderId, TradeId
 from trading.domain.market_data import Feed, Side, TradePrint
+from trading.domain.standing_exits import PROTECTION
 from trading.ports.ledger import EventDraft, Unit
-from trading.testing.builders import build_book
+from trading.testing.builders import build_approved_order, build_book
 from trading.testing.keys import make_test_signer
 
 ACTIVE, REDUCING, HALTED = TradingState.ACTIVE, TradingState.REDUCING, TradingState.HALTED
@@ -285,6 +287,23 @@ async def test_the_order_that_is_one_too_many_halts(limit: dict[str, Any], scope
     assert state_of(desk, scope) is HALTED
     assert not (await desk.ask(order())).approved
     assert len(desk.risk.live.breaker.scopes) == (scope != "desk")
+
+
+def test_a_stop_that_follows_the_price_is_counted_but_not_valued() -> None:
+    triggers, limits = OrderTriggers(), BreakerLimits(orders=5, agent_orders=2, order_value=Decimal("900"))
+    stop = OrderInitialized(
+        order_id=OrderId("stop"),
+        approval_id=ApprovalId("slice"),
+        agent_id=PROTECTION,
+        effect=Effect.REDUCE,
+        terms=build_approved_order(quantity="0.01", limit_price="60000", side=Side.SELL),
+    )
+    found = [triggers.opened(stop, "", limits, at_ms) for at_ms in range(5)]
+    assert found[:4] == [[]] * 4
+    assert [item.trigger for item in found[4]] == [Trigger.ORDERS]
+    entry = replace(stop, agent_id=AgentId("tester"), effect=Effect.INCREASE)
+    assert not [item for item in triggers.opened(entry, "", limits, 5) if item.trigger is Trigger.ORDER_VALUE]
+    assert Trigger.ORDER_VALUE in [item.trigger for item in triggers.opened(entry, "", limits, 6)]
 
 
 async def test_children_of_one_request_are_counted_together_and_of_others_apart() -> None:
