@@ -24,11 +24,12 @@ from pydantic import ValidationError
 from trading.adapters.config import SectionModel
 from trading.domain.errors import ConfigurationError, InvalidValue
 
-from .limits import RiskLimits
+from .limits import RiskLimits, document_of
 
 NAMES: Final = ("limits.toml", "limits.json")
 _BYTES_MAX: Final = 256 * 1024
 _PROBLEMS_SHOWN: Final = 3
+_INT_SHOWN: Final = 10**18  # of more than some thousand digits Python writes none
 #: Where limits are when there is no file.
 SECTION: Final = "[risk.limits] of the config file"
 
@@ -174,11 +175,13 @@ def parse(data: Mapping[str, Any], name: str) -> RiskLimits:
         ConfigurationError: LIMITS_INVALID, with the path of each wrong field and the nearest legal value.
     """
     try:
-        return RiskLimits.model_validate(data)
+        limits = RiskLimits.model_validate(data)
+        document_of(limits)  # what cannot be written down, a number beyond 64 bits for one, can never be in force
     except ValidationError as error:
         raise ConfigurationError(f"{name}: {explain(error)}", code="LIMITS_INVALID") from error
     except InvalidValue as error:  # a symbol that is none
         raise ConfigurationError(f"{name}: {error}", code="LIMITS_INVALID") from error
+    return limits
 
 
 def parse_stored(text: str) -> RiskLimits:
@@ -224,7 +227,8 @@ def _problem(problem: dict[str, Any]) -> str:
     bounds = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
     near = [f"{word} {context[name]}" for name, word in bounds.items() if name in context]
     message = f"must be {near[0]}" if near else str(problem["msg"]).removeprefix("Value error, ")
-    given = f"{value!r} "[:60] if isinstance(value, (str, int, float)) else ""
+    is_short = isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < _INT_SHOWN)
+    given = f"{value!r} "[:60] if is_short else ""
     return f"{path}: {given}{message}"
 
 
@@ -256,7 +260,7 @@ def _data(path: Path) -> tuple[dict[str, Any], str]:
         data: object = json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError as error:
         raise ConfigurationError(f"{path} does not exist", code="LIMITS_FILE_MISSING") from error
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path.name} cannot be read: {error}", code="LIMITS_UNREADABLE") from error
     if loose:
         raise ConfigurationError(

@@ -46,6 +46,8 @@ ANSWER_PAYLOAD_TYPE: Final = "application/vnd.grekko.operator-answer+json;v=1"
 FRESH_MS: Final = 60_000
 _FILE_MAX: Final = ENVELOPE_MAX  # bytes
 _PENDING_MAX: Final = 32  # command files looked at in one pass
+#: What an operator can only loosen to; HALTED may loosen FROZEN, which is for the breaker's side to know.
+_LOOSENING: Final = (TradingState.ACTIVE, TradingState.REDUCING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,9 +270,9 @@ class OperatorCommands:
             raise InvalidValue("the command is not from the last minute", code="COMMAND_STALE")
         # A command from before this start could have been used by the run before; that memory is gone.
         state = command.state if isinstance(command, OperatorCommand) else TradingState.ACTIVE
-        if state is TradingState.ACTIVE and command.issued_ms < self._started_ms:
+        if state in _LOOSENING and command.issued_ms < self._started_ms:
             raise InvalidValue("the command is older than this run of risk", code="COMMAND_STALE")
-        if state in (TradingState.ACTIVE, TradingState.REDUCING) and not command.reason.strip():
+        if state in _LOOSENING and not command.reason.strip():
             raise InvalidValue("whoever loosens says why", code="REASON_REQUIRED")
         if command.command_id in self._used:
             raise InvalidValue("the command was used already", code="COMMAND_USED")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trading.domain.approvals import TradingState
-from trading.domain.errors import Unavailable
+from trading.domain.errors import InvalidValue, Unavailable
 from trading.domain.events import HeadWitnessed
 from trading.domain.identifiers import AgentId
 from trading.domain.instruments import InstrumentId
@@ -216,6 +216,7 @@ def _commands(
     parts = room.parts
     if parts.operator_directory is None:
         return None
+    started_ms = parts.clock.now_ms()
 
     async def act(command: OperatorCommand) -> BreakerAnswer:
         by, scope = f"operator:{command.by}", known.read(command.scope)
@@ -225,6 +226,8 @@ def _commands(
                 return answer
         elif not room.is_ready():
             raise Unavailable("reservations are still being rebuilt", code="RISK_NOT_READY")
+        if command.issued_ms < started_ms:  # a halt that would lift a freeze: the run before may have used it
+            raise InvalidValue("the command is older than this run of risk and would loosen", code="COMMAND_STALE")
         if command.state is TradingState.ACTIVE:
             kind, _, name = scope.partition(":")
             if scope == DESK:

@@ -71,6 +71,14 @@ async def test_a_file_is_acted_on_only_when_it_was_read_twice_alike(tmp_path: Pa
     assert room.version == 2
 
 
+async def test_a_document_that_no_ledger_could_hold_leaves_the_room_and_its_limits_alone(tmp_path: Path) -> None:
+    room = await open_limits_desk(tmp_path)
+    for text in (f'{{"turnover_window_ms": {2**70}}}', "[" * 100_000, '{"agents": {"\\ud800": {"turnover_max": 5}}}'):
+        await room.put(text)
+        assert (room.version, "refused" in room.note) == (1, True)
+    assert (await room.desk.ask(order())).approved
+
+
 async def test_rates_windows_and_entries_follow_the_new_limits(tmp_path: Path) -> None:
     room = await open_limits_desk(tmp_path)
     assert (await room.desk.ask(order())).approved

@@ -369,6 +369,25 @@ async def test_command_is_used_once_and_not_kept_for_the_next_run(tmp_path: Path
     assert desk.risk.live.breaker.state is TradingState.HALTED
 
 
+@pytest.mark.parametrize("state", [TradingState.REDUCING, TradingState.HALTED])
+async def test_a_command_from_before_a_start_lifts_no_halt_and_no_freeze(state: TradingState, tmp_path: Path) -> None:
+    desk = await operated(tmp_path)
+    await desk.risk.live.breaker.trip("worse", "x", TradingState.FROZEN)
+    asked = command(desk, state)
+    leave(tmp_path, asked)
+    await desk.risk.tick()
+    assert desk.risk.live.breaker.state is state
+    await desk.risk.live.breaker.trip("worse again", "x", TradingState.FROZEN)
+    desk.clock.advance(10)
+    await desk.restart()
+    leave(tmp_path, asked)  # whoever kept a copy puts it there again
+    await desk.risk.tick()
+    assert desk.risk.live.breaker.state is TradingState.FROZEN
+    got = result(tmp_path, asked)
+    assert got is not None
+    assert got.code == "COMMAND_STALE"
+
+
 @pytest.mark.parametrize("state", [TradingState.HALTED, TradingState.FROZEN])
 async def test_trip_during_a_reset_wins(state: TradingState) -> None:
     """Also when the desk is halted already: somebody means it now, after the resume was asked for."""

@@ -81,6 +81,11 @@ def test_two_documents_are_an_error_and_never_a_mixture(tmp_path: Path) -> None:
         ("[agents.a]\nturnover = 5", "LIMITS_INVALID", "agents.a.turnover: no such limit; did you mean turnover_max?"),
         ("[quorum]\nthreshold_numerator = 9", "LIMITS_INVALID", "threshold must lie in (0, 1]"),
         ("band_bps_interactive = 200", "LIMITS_INVALID", "band_bps_interactive must not be wider"),
+        ("a = " + "[" * 50_000, "LIMITS_UNREADABLE", "cannot be read"),
+        ("order_burst = 0x" + "f" * 20_000, "LIMITS_INVALID", "cannot be serialized"),
+        ("turnover_max = 0x" + "f" * 20_000, "LIMITS_INVALID", "turnover_max: "),
+        ("ttl_ms_human = 0x" + "f" * 20_000, "LIMITS_INVALID", "ttl_ms_human: must be at most 30000"),
+        (f"turnover_window_ms = {2**70}", "LIMITS_INVALID", "cannot be serialized"),  # "tighter" by itself
         ("order_burst = 0\ndesk_burst = 0\nentries_max = 0\nmin = 1\n", "LIMITS_INVALID", "and 1 more"),
     ],
 )
@@ -95,7 +100,13 @@ def test_what_is_no_document_is_refused_with_its_path_and_what_would_be_legal(
 
 
 def test_json_is_read_as_strictly(tmp_path: Path) -> None:
-    for text in ('{"order_burst": 1, "order_burst": 2}', "[]", '{"order_burst": NaN}'):
+    for text in (
+        '{"order_burst": 1, "order_burst": 2}',
+        "[]",
+        '{"order_burst": NaN}',
+        '{"symbols": ' + "[" * 100_000,
+        '{"agents": {"\\ud800": {"order_notional_max": 5}}}',
+    ):
         write(tmp_path / "limits.json", text)
         assert code_of(tmp_path) in ("LIMITS_UNREADABLE", "LIMITS_INVALID")
 

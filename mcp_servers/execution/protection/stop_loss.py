@@ -33,7 +33,7 @@ from mcp_servers.execution.protection.prices import ExitPrices, Touch, touch_of
 from mcp_servers.execution.protection.resting import RestingStops
 from mcp_servers.execution.protection.rules import ProtectionRules
 from mcp_servers.execution.protection.stops import StopKind
-from mcp_servers.execution.protection.tightening import Wish, check_tick, tighten
+from mcp_servers.execution.protection.tightening import Wish, check_tick, tighten, would_trigger
 from mcp_servers.execution.protection.views import Protection, view_of
 from mcp_servers.execution.protection.watching import Watching
 from trading.domain.approvals import ApprovedOrder
@@ -352,8 +352,13 @@ class StopLoss:
             raise GateRefused("the position has no exit that a stop could use", code=alarms.MISSING)
         check_tick(wish, post.instrument)
         price = None if touch is None else touch.exit_price(guard.side)
+        now_ms = self._parts.clock.now_ms()
+        was_hit = post.hit_by(price, found, now_ms) is not None
         post.guard = tighten(guard, found.terms.plan, wish, price=price)
         post.restop(found, position.average_price)
+        if not was_hit and post.hit_by(price, found, now_ms) is not None:
+            post.guard = guard
+            raise would_trigger("it")
         await self._save(post)
 
     # --- what the gate asks --------------------------------------------------------------------------------------

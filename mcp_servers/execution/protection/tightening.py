@@ -41,9 +41,11 @@ def tighten(guard: Guard, plan: StopPlan, wish: Wish, *, price: Decimal | None) 
 
     Raises:
         GateRefused: PROTECTION_LOOSENED, it is farther than what holds, with the present level;
-            PROTECTION_WOULD_TRIGGER, the market is at or beyond it already.
+            PROTECTION_WOULD_TRIGGER, the market is at or beyond it already; PRICE_STALE, nobody knows whether it is.
     """
     asked = guard.asked
+    if price is None and (wish.stop_price is not None or wish.trailing_bps is not None):
+        raise GateRefused("there is no fresh price to set a stop by", code="PRICE_STALE", suggestion="try again")
     if wish.stop_price is not None:
         _check_price(guard, wish.stop_price, price)
         asked = replace(asked, stop_price=wish.stop_price)
@@ -81,11 +83,7 @@ def _check_price(guard: Guard, wanted: Decimal, price: Decimal | None) -> None:
     if stop is not None and is_nearer(guard.side, stop.price, wanted):
         _refuse("the stop", plain(stop.price))
     if price is not None and is_hit(guard.side, wanted, price):
-        raise GateRefused(
-            f"the market is at {plain(price)}: a stop at {plain(wanted)} would close the position at once",
-            code="PROTECTION_WOULD_TRIGGER",
-            suggestion="to close now, ask risk to approve a reduce-only order",
-        )
+        raise would_trigger(f"the market is at {plain(price)}: a stop at {plain(wanted)}")
 
 
 def _hold(guard: Guard, plan: StopPlan, asked: Tightening, hold_max_s: int) -> Tightening:
@@ -93,6 +91,15 @@ def _hold(guard: Guard, plan: StopPlan, asked: Tightening, hold_max_s: int) -> T
     if known_ms is not None and wanted_ms > known_ms:
         _refuse("the longest time", f"{(known_ms - guard.opened_ms) // 1_000} s from the entry")
     return replace(asked, hold_until_ms=wanted_ms)
+
+
+def would_trigger(what: str) -> GateRefused:
+    """Return the refusal of a wish that is a sale in disguise, which needs an approval and has its bounds."""
+    return GateRefused(
+        f"{what} would close the position at once",
+        code="PROTECTION_WOULD_TRIGGER",
+        suggestion="to close now, ask risk to approve a reduce-only order",
+    )
 
 
 def _refuse(what: str, present: str) -> None:
