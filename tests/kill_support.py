@@ -33,6 +33,8 @@ SYMBOL = "BTC/USDT"
 BUY = {"symbol": SYMBOL, "side": "buy", "type": "market"}
 ROOMS = tuple(ROOM_MODULES)
 _LEVELS = 5
+#: An ask that nothing depends on; it comes and goes so that the book is always news.
+_FAR = "100000"
 
 
 class ScriptedMarket:
@@ -71,9 +73,8 @@ class ScriptedMarket:
     async def _repeat(self) -> None:
         while True:
             self._beat += 1
-            far = str(self._bid - _LEVELS)  # far below the touch, so that nothing depends on it
-            await self._play(((far, f"0.{1 + self._beat % 9}"),), ())
-            await self._play(((far, "0"),), ())
+            await self._play((), ((_FAR, f"0.{1 + self._beat % 9}"),))
+            await self._play((), ((_FAR, "0"),))
             await asyncio.sleep(0.1)
 
     @asynccontextmanager
