@@ -6,7 +6,8 @@ Rules kept here:
 - It is renewed long before it ends, when the limits became tighter, and when the market has moved so far that its
   floor is no longer far away: a stop that may not sell where the market is would trap the position.
 - In every trading state but FROZEN; without a fresh price the last floor, or the price paid, must do.
-- What it says is as tight as the tightest limits of those whose entries built the position.
+- What it says is as tight as the tightest limits of those whose entries built the position. Entries that were approved
+  while it was flat carry a plan each; once both are in, one exit for both is signed after them.
 - A restart goes on with the newest exit in the ledger; a commit whose answer is lost is signed again under a new id.
 """
 
@@ -64,6 +65,7 @@ class StandingExits:
         self._signer = signer
         self._ids = ids
         self._current: dict[InstrumentId, tuple[StandingExit, Row]] = {}
+        self._builders: dict[InstrumentId, frozenset[AgentId]] = {}  # as of the exit that was signed last
 
     def current(self, instrument_id: InstrumentId) -> StandingExit | None:
         """Return the newest exit that was signed alone for the instrument."""
@@ -84,6 +86,8 @@ class StandingExits:
 
     async def step(self, frame: Frame) -> Sequence[StandingExit]:
         """Sign what is due and return what was committed; what fails is due again."""
+        for closed in self._builders.keys() - frame.portfolio.holders.keys():
+            del self._builders[closed]
         open_now = [each for each in frame.portfolio.open_positions() if not _is_frozen(frame, each.instrument_id)]
         due = [terms for position in open_now if (terms := self._due(frame, position)) is not None][:_AT_ONCE]
         if not due:
@@ -96,6 +100,7 @@ class StandingExits:
             return ()
         for item, _, row in signed:
             self._current[item.instrument_id] = item, row
+            self._builders[item.instrument_id] = _builders(frame, item.instrument_id)
         return [item for item, _, _ in signed]
 
     def _due(self, frame: Frame, position: Position) -> tuple[InstrumentId, ExitTerms] | None:
@@ -107,7 +112,8 @@ class StandingExits:
         if in_force.symbol is None and held is not None:
             plan = held.terms.plan  # the symbol was taken off the limits: nobody says any more how it is protected
         side = Side.SELL if position.quantity > 0 else Side.BUY
-        if held is not None and not self._is_over(frame, held, side, plan, in_force.protection.floor_bps):
+        over = held is None or self._is_over(frame, held, side, plan, in_force.protection.floor_bps)
+        if not over and not self._is_joined(frame, instrument_id):
             return None
         floor = _floor(frame, position, side, held, in_force.protection.floor_bps)
         expires_ms = frame.now_ms + in_force.limits.exit_ttl_ms
@@ -123,6 +129,13 @@ class StandingExits:
         if not market.problem and market.mid is not None and not is_wide(terms, market.mid, floor_bps):
             return True
         return is_tighter(plan, terms.plan)
+
+    def _is_joined(self, frame: Frame, instrument_id: InstrumentId) -> bool:
+        """Return whether somebody with another plan has joined: execution may hold the looser exit of that entry."""
+        agents = _builders(frame, instrument_id)
+        if len(agents) < 2 or agents == self._builders.get(instrument_id):
+            return False
+        return len({in_force_of(frame, instrument_id, agent).plan for agent in agents}) > 1
 
     def _sign(
         self, frame: Frame, instrument_id: InstrumentId, terms: ExitTerms
@@ -152,6 +165,10 @@ class StandingExits:
                 *[Upsert(TABLE, {**row, "state": REPLACED}) for row in replaced],
             ),
         )
+
+
+def _builders(frame: Frame, instrument_id: InstrumentId) -> frozenset[AgentId]:
+    return frozenset(frame.portfolio.holders.get(instrument_id, ()))
 
 
 def _is_frozen(frame: Frame, instrument_id: InstrumentId) -> bool:

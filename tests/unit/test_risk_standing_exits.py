@@ -193,6 +193,30 @@ async def test_the_exit_is_as_tight_as_the_tightest_of_those_who_built_the_posit
     assert [item.terms.plan.stop_bps for item in signed(desk)] == [D(100), D(100)]
 
 
+async def test_an_exit_of_old_does_not_stand_for_a_position_that_a_looser_plan_has_joined_since() -> None:
+    desk = await open_desk(limits=wide_limits(agents={AgentId("careful"): ScopeLimits(stop_bps=D(100))}))
+    first = (await desk.ask(order(agent_id="careful"))).approved[0]
+    await desk.consume(first)
+    await desk.fill(first, "0.01")
+    await desk.risk.tick()
+    closing = (await desk.ask(sell("0.01", agent_id="careful"))).approved[0]
+    await desk.consume(closing)
+    await desk.fill(closing, "0.01", "60000")
+    await pass_time(desk, 3_000)
+    again = (await desk.ask(order(agent_id="careful"))).approved[0]
+    bold = (await desk.ask(order(agent_id="bold"))).approved[0]  # nobody holds anything yet, so its own plan
+    assert bold.approval.standing_exit is not None
+    assert bold.approval.standing_exit.plan.stop_bps == D(500)
+    for each in (again, bold):
+        await desk.consume(each)
+        await desk.fill(each, "0.01")
+    for _ in range(3):
+        await pass_time(desk, 500)
+    first_exit, second_exit = signed(desk)
+    assert first_exit.terms.plan.stop_bps == second_exit.terms.plan.stop_bps == D(100)
+    assert second_exit.issued_ms > bold.approval.issued_ms
+
+
 BASE = StopPlan(stop_bps=D(500), trailing_bps=D(300), atr_multiple=D(3), hold_max_ms=1_000, portfolio_loss_pct=D(9))
 
 

@@ -97,13 +97,20 @@ class Closing:
             await asyncio.gather(*(self._resting.withdraw(order) for order in working))
 
     def _limits(self, post: Post, found: StandingExit, touch: Touch | None) -> list[Decimal]:
-        """Return how far each slice may reach: bands around the price, then the floor."""
+        """Return how far each slice may reach: bands around the price, then the floor.
+
+        What only an agent has asked for stays within the first band: an exit that risk approves is bounded as well.
+        """
         side = found.terms.side
         floor = on_tick(side, found.terms.floor, post.instrument.price_tick)
         if touch is None:
             return [floor]
         price = touch.exit_price(side)
         limits = [reach(found, post.instrument, price, bps) for bps in self._rules.bands_bps]
+        position = self._lifecycle.book.positions.get(post.instrument.id)
+        entry = None if position is None else position.average_price
+        if entry is not None and post.is_agents_alone(found, entry, price, self._clock.now_ms()):
+            return limits[:1]  # tried again by the next price; only the plan's own stops may reach down to the floor
         return [*limits, floor]
 
     def _size(self, post: Post, found: StandingExit) -> Decimal:

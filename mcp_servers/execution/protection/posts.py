@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from mcp_servers.execution.protection.bars import TrueRange
 from mcp_servers.execution.protection.guards import Guard
-from mcp_servers.execution.protection.stops import StopKind, deadline_ms, is_hit, nearest_stop
+from mcp_servers.execution.protection.stops import AS_PLANNED, StopKind, deadline_ms, is_hit, nearest_stop
 from trading.domain.identifiers import AccountId, OrderId
 from trading.domain.instruments import Instrument
 from trading.domain.market_data import Side
@@ -104,6 +104,22 @@ class Post:
             return guard.stop.kind
         end = deadline_ms(guard.opened_ms, found.terms.plan.hold_max_ms, guard.asked)
         return StopKind.TIME if end is not None and now_ms >= end else None
+
+    def is_agents_alone(self, found: StandingExit, entry: Decimal, price: Decimal, now_ms: int) -> bool:
+        """Return whether what was hit is what an agent has asked for, and no stop of the plan is hit at ``price``."""
+        guard, plan = self.open_guard, found.terms.plan
+        if guard is None or guard.hit not in (StopKind.AGENT, StopKind.TIME):
+            return False
+        end = deadline_ms(guard.opened_ms, plan.hold_max_ms, AS_PLANNED)
+        planned = nearest_stop(
+            found.terms,
+            entry=entry,
+            best=entry if guard.best is None else guard.best,
+            true_range=None if self.ranges is None else self.ranges.value,
+            asked=AS_PLANNED,
+            tick=self.instrument.price_tick,
+        )
+        return not is_hit(guard.side, planned.price, price) and (end is None or now_ms < end)
 
     def is_blind_for(self, limit_ms: int | None, now_ms: int) -> bool:
         """Return whether there has been no price for so long that the position is to be closed without one."""

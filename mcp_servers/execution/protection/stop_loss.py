@@ -44,6 +44,7 @@ from trading.domain.market_data import OrderBook, Side
 from trading.domain.money import ZERO
 from trading.domain.orders import OrderStatus
 from trading.domain.positions import Position
+from trading.domain.proposals import TimeInForce
 from trading.domain.standing_exits import StandingExit
 from trading.ports.clock import Clock
 from trading.ports.ledger import Ledger, LedgerReader, Unit
@@ -375,6 +376,10 @@ class StopLoss:
             return ZERO
         return order.leaves
 
+    def _is_closing(self, instrument_id: InstrumentId, side: Side) -> bool:
+        guard = post.open_guard if (post := self._posts.get(instrument_id)) is not None else None
+        return guard is not None and guard.side is side and guard.hit is not None
+
     async def has_room(self, order: ApprovedOrder) -> bool:
         """Return whether an admitted order that closes has its quantity; the stop at the venue gives way to it.
 
@@ -383,6 +388,8 @@ class StopLoss:
                 afterwards is what is left.
         """
         name, side = order.instrument_id, order.side
+        if order.time_in_force is TimeInForce.GTC and self._is_closing(name, side):
+            return False  # it could hold back, again and again, what the stop is about to sell
         if self._parts.lifecycle.slack(name, side) < 0 and (post := self._posts.get(name)) is not None:
             try:
                 async with asyncio.timeout(self._parts.rules.withdraw_s), post.lock:
