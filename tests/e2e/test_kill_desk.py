@@ -6,11 +6,13 @@ the test. Each case ends with the audit, a flat account, nothing at the venue an
 
 from __future__ import annotations
 
+import asyncio
+import random
 import signal
 
 import pytest
 
-from tests.kill_support import KillDesk, kill_desk
+from tests.kill_support import ROOMS, KillDesk, kill_desk
 from tests.live_market_support import until
 
 FALLEN = "58000"
@@ -29,9 +31,11 @@ async def test_with_everything_killed_nothing_passes_and_the_first_price_closes_
             assert await desk.refused(while_dead) == "GATE_HEARTBEAT_STALE"
             assert (await desk.position() or {})["quantity"] == held["quantity"]
             await desk.kill("execution")
-        await desk.start("market", "execution")  # and with them Redis
-        await desk.until_flat()
+        await desk.start("execution")  # and with it Redis
+        assert await restored(desk, held)
         assert await desk.refused(while_dead) == "GATE_NO_HEARTBEAT"
+        await desk.start("market")
+        await desk.until_flat()
         await desk.start("risk")
         assert await refused_for_good(desk, afterwards)
         await desk.conclude(bought=1)
@@ -239,4 +243,58 @@ async def test_a_stop_that_was_hit_goes_on_closing_although_the_price_came_back(
         await market.price("60500")
         await desk.start(*(name for name in victims if name in ("market", "execution")))
         await desk.until_flat()
+        await desk.conclude(bought=1)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("stop_at", ["venue", "desk"])
+async def test_execution_killed_at_random_moments_of_a_close_sells_each_position_once(stop_at: str) -> None:
+    chance = random.Random(20261122)
+    rounds = 6
+    async with kill_desk(stop_at=stop_at) as (desk, market):
+        for _ in range(rounds):
+            await until(desk.would_trade, "the desk would trade", desk.tail)
+            await desk.open_position()
+            await market.price(FALLEN)
+            await asyncio.sleep(chance.uniform(0.0, 0.15))  # the random moment is the subject
+            await desk.kill("execution")
+            await desk.start("execution")
+            await desk.until_flat()
+            await market.price("60000")
+        await desk.conclude(bought=rounds)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(120)
+async def test_a_trailing_stop_keeps_the_level_it_had_reached_when_execution_and_risk_are_killed() -> None:
+    async with kill_desk(protection='trailing_bps = "100"') as (desk, market):
+        await desk.open_position()
+        await market.price("60600")
+
+        async def trailed() -> bool:
+            found = await desk.position()
+            return found is not None and (found["stop"]["kind"], found["stop"]["price"]) == ("trailing", "59994")
+
+        await until(trailed, "the stop lies 1 % below 60,600", desk.tail)
+        await market.price("60100")
+        await desk.kill("risk", "execution")
+        await desk.start("execution")
+        await until(trailed, "the stop lies there again", desk.tail)
+        await market.price("59900")  # 0.2 % below the entry: a stop that began anew would lie far below
+        await desk.until_flat()
+        await desk.conclude(bought=1)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(120)
+async def test_all_processes_killed_in_one_moment_and_started_again_close_the_position_once() -> None:
+    async with kill_desk() as (desk, market):
+        await desk.open_position()
+        approval = await desk.approval()
+        await desk.kill(*ROOMS, "redis")
+        await market.price(FALLEN)
+        await desk.start(*ROOMS)
+        await desk.until_flat()
+        assert await refused_for_good(desk, approval)
         await desk.conclude(bought=1)
