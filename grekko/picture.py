@@ -86,10 +86,18 @@ class DeskPicture:
         self._since_ms = since_ms
         self._cursors = dict.fromkeys(ROOMS, 0)
         self._order_ids: list[OrderId] = []
+        self._stop_ids: set[OrderId] = set()
 
     def order_states(self) -> Counter[str]:
         """Return the orders opened since the start by the state they are in now."""
-        orders = (self.account.order(order_id) for order_id in self._order_ids)
+        return self._states(self._order_ids)
+
+    def stop_states(self) -> Counter[str]:
+        """Return those of :meth:`order_states` that are stops of standing exits."""
+        return self._states([order_id for order_id in self._order_ids if order_id in self._stop_ids])
+
+    def _states(self, order_ids: Sequence[OrderId]) -> Counter[str]:
+        orders = (self.account.order(order_id) for order_id in order_ids)
         return Counter(str(order.status) for order in orders if order is not None)
 
     async def refresh(self, ledgers: Ledgers) -> int:
@@ -150,6 +158,8 @@ class DeskPicture:
                 counts.alarms += 1
             case OrderInitialized() as opened:
                 self._order_ids.append(opened.order_id)
+                if opened.exit_slice is not None:
+                    self._stop_ids.add(opened.order_id)
             case OrderFilled(fill=fill):
                 counts.fills += 1
                 self.fees[fill.fee_currency] = add(self.fees.get(fill.fee_currency, ZERO), fill.fee)

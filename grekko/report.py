@@ -57,6 +57,7 @@ def build_report(picture: DeskPicture, audit: DeskAudit, facts: RunFacts, *, quo
         "denied": counts.denied,
         "denials": dict(counts.denials.most_common()),
         "orders": dict(picture.order_states()),
+        "stops_among_orders": dict(picture.stop_states()),
         "fills": counts.fills,
         "fees": plain(earned.fees),
         "fees_by_currency": {currency: plain(amount) for currency, amount in picture.fees.items()},

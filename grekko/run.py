@@ -213,7 +213,7 @@ async def _conclude(
     console.print(
         f"{counts.proposals} proposals, {counts.votes} votes, {counts.decisions_approved} passed; "
         f"{counts.approvals} signed, {counts.denied} denied {dict(counts.denials)}; "
-        f"orders {dict(picture.order_states())}"
+        f"orders {dict(picture.order_states())}, of which stops {dict(picture.stop_states())}"
     )
     console.print(
         f"net {number(parse_decimal(report['pnl']), places=2)} {settings.quote} "

@@ -16,8 +16,10 @@ from trading.adapters.config import DeskSettings
 from trading.domain.approvals import TradingState
 from trading.domain.money import plain
 from trading.domain.orders import Order, OrderStatus
+from trading.domain.standing_exits import PROTECTION
 
 _ORDERS_WIDTH = 160
+_ORDER_COLUMNS = ("time", "order", "agent", "side", "quantity", "type", "filled", "average", "state", "reason")
 
 
 async def show_status(settings: DeskSettings, console: Console) -> bool:
@@ -37,8 +39,10 @@ async def show_status(settings: DeskSettings, console: Console) -> bool:
     )
     for scope, (state, reason) in sorted(picture.scopes.items()):
         console.print(f"  {scope} {state}: {reason}", markup=False)
-    unknown = [o for o in picture.account.open_orders.values() if o.status is OrderStatus.UNKNOWN]
-    console.print(f"{len(picture.account.open_orders)} open orders, {len(unknown)} with unknown outcome")
+    orders = picture.account.open_orders.values()
+    stops = sum(order.agent_id == PROTECTION for order in orders)
+    unknown = sum(order.status is OrderStatus.UNKNOWN for order in orders)
+    console.print(f"{len(orders)} open orders, {stops} of them stops, {unknown} with unknown outcome")
     return up and picture.state is TradingState.ACTIVE
 
 
@@ -46,26 +50,42 @@ async def show_orders(settings: DeskSettings, console: Console, *, limit: int) -
     """Print the newest orders."""
     picture = await _read(settings)
     known = [*picture.account.finished_orders(), *picture.account.open_orders.values()]
-    table = Table("time", "order", "side", "quantity", "filled", "average", "state", "reason", box=None)
+    table = Table(
+        "time", "order", "agent", "side", "quantity", "type", "filled", "average", "state", "reason", box=None
+    )
     for order in sorted(known, key=lambda each: each.created_ms)[-limit:]:
-        table.add_row(*_order_row(order))
+        table.add_row(*order_row(order))
     # Never narrower than its ids: a shortened id is of no use to `grekko explain`.
     console.width = max(console.width, _ORDERS_WIDTH)
     console.print(table if known else "no orders yet")
 
 
-def _order_row(order: Order) -> tuple[str, ...]:
+def order_row(order: Order) -> tuple[str, ...]:
+    """Return what `grekko orders` shows of an order, in the order of its columns."""
     average = order.average_price
     return (
         clock_text(order.created_ms),
         str(order.order_id),
+        str(order.agent_id),
         str(order.terms.side),
         f"{plain(order.terms.quantity)} {order.terms.symbol}",
+        _type_text(order),
         plain(order.filled),
         "-" if average is None else number(average, places=2),
         str(order.status),
         order.reason,
     )
+
+
+def _type_text(order: Order) -> str:
+    """Return the order's type with its prices: what sets a resting stop apart from a sale."""
+    terms = order.terms
+    words = [str(terms.order_type)]
+    if terms.limit_price is not None:
+        words.append(number(terms.limit_price))
+    if terms.stop_price is not None:
+        words.append(f"at {number(terms.stop_price)}")
+    return " ".join(words)
 
 
 async def show_positions(settings: DeskSettings, console: Console) -> None:

@@ -23,6 +23,8 @@ from trading.domain.events import (
     LimitsLoaded,
     OrderAccepted,
     OrderCanceled,
+    OrderCancelRefused,
+    OrderCancelRequested,
     OrderFilled,
     OrderFoundAbsent,
     OrderInitialized,
@@ -122,6 +124,10 @@ def _execution(event: DomainEvent) -> str:
             return (
                 f"fill: {fill.side} {number(fill.quantity)} at {number(fill.price)} ({fill.liquidity}), {event.status}"
             )
+        case OrderCancelRequested():
+            return f"cancel asked for by {event.by}"
+        case OrderCancelRefused():
+            return f"not canceled, it works on: {event.reason}"
         case OrderCanceled():
             return f"canceled: {event.reason}"
         case OrderNotSent():

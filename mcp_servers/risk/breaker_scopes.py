@@ -60,7 +60,7 @@ class KnownScopes:
         raise InvalidValue(
             f"this desk has no {scope}; nothing was changed",
             code="UNKNOWN_SCOPE",
-            suggestion=f"did you mean {near[0]}?" if near else "halt the desk if you are in doubt",
+            suggestion=f"did you mean {near[0]}?" if near else "to stop everything, name the desk",
             allowed=(DESK, *near) if near else FORMS,
         )
 

@@ -31,6 +31,12 @@ def test_every_check_has_a_row_and_every_rule_is_named() -> None:
     assert len(RULES) == len(Rule)
 
 
+def test_the_first_page_counts_the_rules_right() -> None:
+    readme, changelog = ((PAGE.parents[1] / name).read_text() for name in ("README.md", "CHANGELOG.md"))
+    assert f"RISK     {len(RULES)} rules" in readme
+    assert f"Risk: {len(RULES)} pre-trade rules" in changelog
+
+
 async def test_a_star_stands_where_an_order_that_reduces_is_exempt_and_nowhere_else() -> None:
     desk = await open_desk()
     await desk.hold("0.5")

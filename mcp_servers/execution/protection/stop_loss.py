@@ -337,7 +337,7 @@ class StopLoss:
         post = self._posts.get(instrument_id)
         guard = None if post is None else post.open_guard
         if post is None or guard is None:
-            raise GateRefused("there is no open position in it", code="NO_POSITION")
+            raise GateRefused(f"there is no open position in {instrument_id.symbol}", code="NO_POSITION")
         try:
             async with asyncio.timeout(self._parts.rules.withdraw_s), post.lock:
                 touch = await self._parts.prices.of(instrument_id)

@@ -52,7 +52,7 @@ def tighten(guard: Guard, plan: StopPlan, wish: Wish, *, price: Decimal | None) 
     if wish.trailing_bps is not None:
         known = [each for each in (plan.trailing_bps, asked.trailing_bps) if each is not None]
         if known and wish.trailing_bps > min(known):
-            _refuse("the trailing distance", f"{plain(min(known))} bps")
+            _refuse("the trailing distance", plain(min(known)), unit=" bps")
         asked = replace(asked, trailing_bps=wish.trailing_bps)
     if wish.hold_max_s is not None:
         asked = _hold(guard, plan, asked, wish.hold_max_s)
@@ -89,7 +89,7 @@ def _check_price(guard: Guard, wanted: Decimal, price: Decimal | None) -> None:
 def _hold(guard: Guard, plan: StopPlan, asked: Tightening, hold_max_s: int) -> Tightening:
     wanted_ms, known_ms = guard.opened_ms + hold_max_s * 1_000, deadline_ms(guard.opened_ms, plan.hold_max_ms, asked)
     if known_ms is not None and wanted_ms > known_ms:
-        _refuse("the longest time", f"{(known_ms - guard.opened_ms) // 1_000} s from the entry")
+        _refuse("the longest time", str((known_ms - guard.opened_ms) // 1_000), unit=" s from the entry")
     return replace(asked, hold_until_ms=wanted_ms)
 
 
@@ -102,9 +102,9 @@ def would_trigger(what: str) -> GateRefused:
     )
 
 
-def _refuse(what: str, present: str) -> None:
+def _refuse(what: str, present: str, *, unit: str = "") -> None:
     raise GateRefused(
-        f"{what} would be looser than it is: now {present}",
+        f"{what} would be looser than it is: now {present}{unit}",
         code=LOOSENED,
         suggestion="a stop may only be tightened",
         allowed=(present,),

@@ -8,6 +8,7 @@ from decimal import Decimal
 from grekko.latency import LatencyBook
 from grekko.picture import DeskPicture
 from grekko.report import profit
+from grekko.status import order_row
 from grekko.wording import clock_text, describe, number, order_text
 from trading.domain.approvals import Effect
 from trading.domain.events import (
@@ -16,6 +17,8 @@ from trading.domain.events import (
     EventEnvelope,
     EventMetadata,
     OrderAccepted,
+    OrderCancelRefused,
+    OrderCancelRequested,
     OrderFilled,
     OrderInitialized,
     OrderSubmitted,
@@ -23,6 +26,9 @@ from trading.domain.events import (
 )
 from trading.domain.identifiers import AgentId, ApprovalId, Currency, OrderId, VenueOrderId
 from trading.domain.market_data import Side
+from trading.domain.orders import Order
+from trading.domain.proposals import OrderType
+from trading.domain.standing_exits import PROTECTION, ExitSlice
 from trading.testing.builders import ACCOUNT, INSTRUMENT_ID, build_approval, build_approved_order, build_fill
 
 USDT = Currency("USDT")
@@ -95,7 +101,38 @@ def test_orders_are_counted_by_the_state_they_are_in_now() -> None:
         assert picture.order_states() == {state: 1}
 
 
+def test_stops_are_counted_among_the_orders_and_told_apart() -> None:
+    picture = DeskPicture(ACCOUNT)
+    for seq, (name, used) in enumerate((("entry", None), ("stop", ExitSlice(exit_id=ApprovalId("x"), number=1))), 1):
+        opened = OrderInitialized(
+            order_id=OrderId(name),
+            approval_id=ApprovalId(name) if used is None else used.approval_id,
+            agent_id=AgentId("a") if used is None else PROTECTION,
+            effect=Effect.INCREASE if used is None else Effect.REDUCE,
+            terms=build_approved_order(),
+            exit_slice=used,
+        )
+        picture.take([envelope(opened, seq, seq)])
+    assert (picture.order_states(), picture.stop_states()) == ({"initialized": 2}, {"initialized": 1})
+
+
+def test_what_sets_a_stop_apart_stands_in_the_list_of_orders() -> None:
+    order = Order(
+        order_id=OrderId("o"),
+        approval_id=ApprovalId("a"),
+        agent_id=PROTECTION,
+        effect=Effect.REDUCE,
+        terms=replace(build_approved_order(), order_type=OrderType.STOP_LIMIT, stop_price=Decimal(59_000)),
+        created_ms=0,
+        updated_ms=0,
+    )
+    assert {"protection", "stop_limit 60,001 at 59,000"} <= set(order_row(order))
+
+
 def test_an_event_is_told_in_one_line() -> None:
+    asked = OrderCancelRequested(order_id=OrderId("o"), by="protection")
+    assert describe(asked) == "cancel asked for by protection"
+    assert describe(OrderCancelRefused(order_id=OrderId("o"), reason="filled")) == "not canceled, it works on: filled"
     funded = AccountFunded(account_id=ACCOUNT, currency=USDT, amount=Decimal(100_000))
     assert describe(funded) == "account funded with 100,000 USDT"
     assert describe(OrderSubmitted(order_id=OrderId("o"))) == "order.submitted"

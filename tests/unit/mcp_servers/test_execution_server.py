@@ -169,6 +169,7 @@ async def test_the_stop_of_a_position_is_shown_and_only_ever_tightened() -> None
                 await call(client, "execution_set_stop", symbol="BTC/USDT", **looser)
             assert refused.value.code == "PROTECTION_LOOSENED"
             assert present in str(refused.value)
+            assert refused.value.allowed == (present.partition(" ")[0],)  # can be asked for as it stands
         trailing = await call(client, "execution_set_stop", symbol="BTC/USDT", trailing_bps="50")
         assert trailing["price"] == "59700"
         again = await call(client, "execution_set_stop", symbol="BTC/USDT", trailing_bps="50", stop_price="59700")
@@ -184,7 +185,7 @@ async def test_the_stop_of_a_position_is_shown_and_only_ever_tightened() -> None
             assert wrong.value.code == code
         with pytest.raises(ToolFailure) as flat:
             await call(client, "execution_set_stop", symbol="ETH/USDT", stop_price="10")
-        assert flat.value.code == "NO_POSITION"
+        assert (flat.value.code, "ETH/USDT" in str(flat.value)) == ("NO_POSITION", True)
     await desk.restart()
     assert desk.stop == D(59_700)
 
