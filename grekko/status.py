@@ -18,7 +18,7 @@ from trading.domain.money import plain
 from trading.domain.orders import Order, OrderStatus
 from trading.domain.standing_exits import PROTECTION
 
-_ORDERS_WIDTH = 160
+_ORDERS_WIDTH = 200
 _ORDER_COLUMNS = ("time", "order", "agent", "side", "quantity", "type", "filled", "average", "state", "reason")
 
 

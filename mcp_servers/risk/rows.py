@@ -106,6 +106,11 @@ def release_row(report: ApprovalReport) -> schemas.Release:
     )
 
 
+def asked_for(scope: str) -> str:
+    """Return a symbol as it is written in the limits, also of the scope that the breaker has for it."""
+    return scope.removeprefix("symbol:")
+
+
 def limits_row(service: RiskService, scope: str, agent_id: AgentId) -> schemas.Limits:
     """Return what is in force for an agent's orders: the desk's limits, or those of one symbol.
 

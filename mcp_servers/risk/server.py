@@ -162,7 +162,9 @@ def _register_reads(read: Callable[..., Callable[[Any], Any]]) -> None:
         quote, names with _quantity base, with _bps and _pct as they say.
         """
         service = state(ctx)
-        return ok(rows.limits_row(service, scope, AgentId(_agent_name(agent_id))), Meta(source="policy"))
+        return ok(
+            rows.limits_row(service, rows.asked_for(scope), AgentId(_agent_name(agent_id))), Meta(source="policy")
+        )
 
     @read(title="Get exposure")
     async def risk_get_exposure(
@@ -176,7 +178,7 @@ def _register_reads(read: Callable[..., Callable[[Any], Any]]) -> None:
         Not for VaR: use risk_get_risk. Held and open are base, the rest quote; sums are always the whole desk's.
         Instruments with nothing held or promised are left out unless scope names one. Example: scope "BTC/USDT".
         """
-        service = state(ctx)
+        service, scope = state(ctx), None if scope is None else rows.asked_for(scope)
         data, page = exposure_page(rows.exposure_rows(service, scope), scope, cursor=cursor, limit=limit)
         return ok(data, _meta(service).model_copy(update=page.meta))
 

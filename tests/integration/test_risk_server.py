@@ -186,6 +186,9 @@ async def test_reused_request_id_and_unknown_names_are_errors_with_advice() -> N
     desk = await open_desk()
     async with open_client(served(desk)()) as client:
         await call(client, "risk_request_approval", request_id="r", **LIMIT)
+        for tool in ("risk_get_limits", "risk_get_exposure"):
+            plain = await call(client, tool, scope="BTC/USDT")
+            assert await call(client, tool, scope="symbol:BTC/USDT") == plain  # the breaker's name of it
         for tool, arguments, code in (
             ("risk_request_approval", {"request_id": "r", **LIMIT, "amount": "0.02"}, "REQUEST_ID_REUSED"),
             ("risk_get_approval", {"approval_id": "x"}, "UNKNOWN_APPROVAL"),

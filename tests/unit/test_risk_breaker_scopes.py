@@ -133,6 +133,7 @@ async def test_a_resume_without_a_reason_is_refused_and_a_halt_is_not(tmp_path: 
     [
         ("agent:testr", "agent:tester"),
         ("symbol:BTC/USDC", "symbol:BTC/USDT"),
+        ("BTC/USDT", "symbol:BTC/USDT"),
         ("everything", "agent:NAME"),
         ("agent:", "agent:NAME"),
         ("agent:protection", "agent:NAME"),

@@ -109,7 +109,7 @@ def parse_scope(text: str) -> str:
     """Return the scope as it is written everywhere.
 
     Raises:
-        InvalidValue: UNKNOWN_SCOPE, not of one of the forms.
+        InvalidValue: UNKNOWN_SCOPE, not of one of the forms; ``allowed`` has a bare symbol's scope, or the forms.
     """
     kind, colon, name = text.strip().partition(":")
     kind, name = kind.strip().lower(), name.strip()
@@ -120,6 +120,10 @@ def parse_scope(text: str) -> str:
             return f"{SYMBOL}:{parse_symbol(name.upper())}"
         if kind in (ACCOUNT, AGENT):
             return f"{kind}:{parse_name(name, what=kind)}"
-    except InvalidValue:
-        pass  # the forms say it better
+        if not colon:
+            near = f"{SYMBOL}:{parse_symbol(kind.upper())}"
+            raise InvalidValue(f"{text[:64]!r} is not a scope", code="UNKNOWN_SCOPE", allowed=(near,))
+    except InvalidValue as error:
+        if error.code == "UNKNOWN_SCOPE":
+            raise
     raise InvalidValue(f"{text[:64]!r} is not a scope", code="UNKNOWN_SCOPE", allowed=FORMS)
