@@ -123,7 +123,8 @@ class SnapshotBook:
             instrument=replace(rules, id=InstrumentId(self._venue, symbol)),
             book=book,
             candles=candles.closed,
-            held=max(ZERO, _free(account, rules.base)),
+            # All of it: a stop that rests at the venue locks the position and gives way to an approved order.
+            held=max(ZERO, _total(account, rules.base)),
             equity=equity,
             cash=max(ZERO, _free(account, self._quote)),
             book_age_ms=book.age_ms(self._clock.now_ms()),
@@ -196,6 +197,11 @@ def balances_of(data: dict[str, Any]) -> dict[Currency, Balance]:
         )
         for row in rows
     }
+
+
+def _total(account: AccountFigures, currency: Currency) -> Decimal:
+    balance = account.balances.get(currency)
+    return balance.total if balance is not None else ZERO
 
 
 def _free(account: AccountFigures, currency: Currency) -> Decimal:

@@ -19,7 +19,7 @@ class MarketSnapshot:
         instrument: rules of the instrument orders are for (the order venue's).
         book: the market that prices it.
         candles: closed, oldest first, of one interval.
-        held: base, >= 0; the account's position.
+        held: base, >= 0; all of the account's, also what an order at the venue holds.
         equity: quote, the account's worth.
         cash: quote, free to spend.
         book_age_ms: time since the book was published.
