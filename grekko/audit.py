@@ -17,7 +17,7 @@ from trading.adapters.sql.verify import Kind
 from trading.domain.accounts import AccountBook
 from trading.domain.errors import TradingError
 from trading.domain.events import HeadWitnessed
-from trading.domain.orders import POSSIBLY_LIVE
+from trading.domain.orders import POSSIBLY_LIVE, WORKING
 
 _FINDINGS_SHOWN = 20
 
@@ -30,13 +30,15 @@ class DeskAudit:
         rooms: what the chain audit of each ledger found.
         proofs: what re-checking every signature and every order found.
         venue: the comparison with the paper venue's journal.
-        unresolved: orders whose outcome is still open.
+        unresolved: orders of which it is not known whether the venue has them.
+        resting: orders that rest at the venue; the stop of an open position is one.
     """
 
     rooms: Mapping[str, AuditReport]
     proofs: Proofs
     venue: Comparison
     unresolved: int
+    resting: int
 
     @property
     def verified(self) -> bool:
@@ -79,6 +81,7 @@ class DeskAudit:
             "witnesses": sum(report.witnesses for report in self.rooms.values()),
             "checked": dict(self.proofs.checked),
             "unresolved_orders": self.unresolved,
+            "resting_orders": self.resting,
             "findings": [f"{f.room}#{f.seq}: {f.what}" for f in self.findings[:_FINDINGS_SHOWN]],
             "venue_differences": list(self.venue.differences),
         }
@@ -97,8 +100,9 @@ async def audit_desk(settings: DeskSettings) -> DeskAudit:
         proofs = await Prover(settings.desk_home).run(ledgers)
         account = await _fold(ledgers, settings, proofs)
     venue = compare_with_venue(settings.desk_home.venue / "paper.journal", proofs.orders, account)
-    unresolved = sum(order.status in POSSIBLY_LIVE for order in account.open_orders.values())
-    return DeskAudit(rooms, proofs, venue, unresolved)
+    resting = sum(order.status in WORKING for order in account.open_orders.values())
+    unresolved = sum(order.status in POSSIBLY_LIVE for order in account.open_orders.values()) - resting
+    return DeskAudit(rooms, proofs, venue, unresolved, resting)
 
 
 async def _witnesses(ledgers: Ledgers) -> list[HeadWitnessed]:
