@@ -91,6 +91,10 @@ async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
                 for fake in fakes.values():
                     await fake.publish(events)
 
+            async def publish_wire(self, events: list) -> None:
+                for fake in fakes.values():
+                    await fake.publish_wire(events)
+
         def down(value: bool) -> None:
             for fake in fakes.values():
                 fake.down = value

@@ -18,7 +18,7 @@ from trading.adapters.redis_client import call
 from trading.adapters.redis_streams import STREAM_MAXLEN, backoff_s
 from trading.domain.errors import TradingError, Unavailable
 from trading.ports.event_bus import EventPublisher
-from trading.ports.ledger import LedgerReader
+from trading.ports.ledger import Outbox
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class OutboxRelay:
 
     def __init__(
         self,
-        reader: LedgerReader,
+        reader: Outbox,
         publisher: EventPublisher,
         cursor: RelayCursor,
         *,
@@ -144,9 +144,9 @@ class OutboxRelay:
         """
         if self._seq is None:
             self._seq = await self._first_seq()
-        events = await self._reader.events_after(self._seq, limit=self._batch)
+        events = await self._reader.wire_after(self._seq, limit=self._batch)
         if events:
-            await self._publisher.publish(events)
+            await self._publisher.publish_wire(events)
             await self._move_to(events[-1].seq)
         return len(events)
 

@@ -19,6 +19,7 @@ from trading.adapters.codec import decode_envelope, encode_envelope
 from trading.adapters.redis_client import call
 from trading.domain.errors import InvalidValue, Unavailable
 from trading.domain.events import Category, EventEnvelope, category_of
+from trading.ports.ledger import WireEvent
 
 _log = logging.getLogger(__name__)
 
@@ -93,13 +94,21 @@ class RedisPublisher:
         Raises:
             Unavailable: the bus is down; any part of the events may have been published, none is lost to the ledger.
         """
+        await self.publish_wire([WireEvent(event.seq, event.event_type, encode_envelope(event)) for event in events])
+
+    async def publish_wire(self, events: list[WireEvent]) -> None:
+        """Append events that are in their wire form already, in order, one round trip per 500.
+
+        Raises:
+            Unavailable: as for ``publish``.
+        """
         for start in range(0, len(events), _PIPELINE_MAX):
             commands = [self._command(event) for event in events[start : start + _PIPELINE_MAX]]
             await run_pipeline(self._redis, commands, transaction=False)
 
-    def _command(self, event: EventEnvelope) -> tuple[bytes | str | int, ...]:
+    def _command(self, event: WireEvent) -> tuple[bytes | str | int, ...]:
         key = events_key(self._desk, category_of(event.event_type))
-        return ("XADD", key, "MAXLEN", "~", self._maxlen, "*", "e", encode_envelope(event))
+        return ("XADD", key, b"MAXLEN", b"~", self._maxlen, b"*", b"e", event.data)
 
 
 class RedisSubscriber:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from trading.domain.events import Category, EventEnvelope
+from trading.ports.ledger import WireEvent
 
 
 class EventPublisher(Protocol):
@@ -17,6 +18,10 @@ class EventPublisher(Protocol):
         Raises:
             Unavailable: the bus is down; the events are safe in the ledger and are published later.
         """
+        ...
+
+    async def publish_wire(self, events: list[WireEvent]) -> None:
+        """Append events that are in their wire form already; as ``publish`` otherwise."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from trading.domain.events import DomainEvent, EventEnvelope, EventMetadata
 
@@ -75,7 +75,33 @@ class LedgerReader(Protocol):
         ...
 
 
-class Ledger(LedgerReader, Protocol):
+class WireEvent(NamedTuple):
+    """A committed event as the bus carries it.
+
+    Attributes:
+        seq: its sequence in its room's ledger.
+        event_type: its dotted type, which decides the stream.
+        data: its wire form, see ``trading.adapters.codec.encode_envelope``.
+    """
+
+    seq: int
+    event_type: str
+    data: bytes
+
+
+class Outbox(Protocol):
+    """What a relay publishes: a ledger's committed events as they are stored."""
+
+    async def wire_after(self, seq: int, *, limit: int) -> list[WireEvent]:
+        """Return at most ``limit`` events with a greater sequence, in order, in their wire form."""
+        ...
+
+    async def last_seq(self) -> int:
+        """Return the sequence of the newest committed event, 0 for an empty ledger."""
+        ...
+
+
+class Ledger(LedgerReader, Outbox, Protocol):
     """Writes one room's ledger. There is exactly one writer, fenced by a lease."""
 
     @property

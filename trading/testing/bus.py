@@ -7,8 +7,10 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Literal
 
+from trading.adapters.codec import decode_envelope
 from trading.domain.errors import Unavailable
 from trading.domain.events import Category, EventEnvelope, category_of
+from trading.ports.ledger import WireEvent
 
 
 class InMemoryBus:
@@ -51,6 +53,15 @@ class InMemoryBus:
                 for categories, queue in self._queues:
                     if category in categories:
                         queue.put_nowait(event)
+
+    async def publish_wire(self, events: list[WireEvent]) -> None:
+        """Append events in their wire form, read as a subscriber would.
+
+        Raises:
+            Unavailable: the test has switched the bus off.
+            InvalidValue: one of them is no event's wire form.
+        """
+        await self.publish([decode_envelope(event.data) for event in events])
 
     def subscribe(self, categories: tuple[Category, ...]) -> AsyncIterator[EventEnvelope]:
         """Yield events as they are published, for ever."""

@@ -11,7 +11,7 @@ from trading.adapters.sql.tables import Shape, Values, metadata_for, shape_of
 from trading.domain.errors import AlreadyClaimed, LeaseLost, LedgerError, LedgerUnavailable
 from trading.domain.events import EventEnvelope
 from trading.ports.clock import Clock, IdFactory
-from trading.ports.ledger import Insert, Row, Unit, Upsert
+from trading.ports.ledger import Insert, Row, Unit, Upsert, WireEvent
 
 
 @dataclass(slots=True)
@@ -129,6 +129,11 @@ class InMemoryLedger:
         """Return at most ``limit`` events with a greater sequence, in order."""
         start = max(seq, 0)
         return self._store.events[start : start + limit]
+
+    async def wire_after(self, seq: int, *, limit: int) -> list[WireEvent]:
+        """Return at most ``limit`` events with a greater sequence, in order, in their wire form."""
+        events = await self.events_after(seq, limit=limit)
+        return [WireEvent(event.seq, event.event_type, codec.encode_envelope(event)) for event in events]
 
     async def last_seq(self) -> int:
         """Return the sequence of the newest event, 0 for an empty ledger."""

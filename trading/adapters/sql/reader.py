@@ -11,11 +11,11 @@ from typing import Any, Final, Protocol, cast
 import aiosqlite
 
 from trading.adapters.sql import selects
-from trading.adapters.sql.stored import EventRow, decode_row
+from trading.adapters.sql.stored import EventRow, decode_row, wire_row
 from trading.adapters.sql.tables import metadata_for, shape_of
 from trading.domain.errors import LedgerUnavailable
 from trading.domain.events import EventEnvelope
-from trading.ports.ledger import Row
+from trading.ports.ledger import Row, WireEvent
 
 _STATEMENTS_KEPT: Final = 512
 _BUSY_S: Final = 5.0
@@ -109,6 +109,14 @@ class SqlReader:
             InvalidValue: an event that this release does not know or cannot read.
         """
         return [decode_row(self._room, row) for row in await self.event_rows(seq, limit=limit)]
+
+    async def wire_after(self, seq: int, *, limit: int) -> list[WireEvent]:
+        """Return at most ``limit`` events with a greater sequence, in order, in their wire form.
+
+        Raises:
+            LedgerUnavailable: the database does not answer.
+        """
+        return [wire_row(self._room, row) for row in await self.event_rows(seq, limit=limit)]
 
     async def event_rows(self, seq: int, *, limit: int) -> list[EventRow]:
         """Return stored rows as they are, for the audit; raises LedgerUnavailable."""

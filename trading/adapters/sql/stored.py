@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from trading.adapters import codec
 from trading.domain.events import EventEnvelope, EventMetadata
+from trading.ports.ledger import WireEvent
 
 #: seq, event_id, event_type, timestamp_ms, payload, metadata, hash: the columns of ``events`` in order.
 EventRow = tuple[int, str, str, int, str, str, bytes]
@@ -67,3 +68,17 @@ def decode_row(room: str, row: EventRow) -> EventEnvelope:
         payload=codec.decode_event(event_type, payload),
         metadata=decode_metadata(metadata),
     )
+
+
+def _quoted(text: str) -> str:
+    return codec.encode(text).decode()
+
+
+def wire_row(room: str, row: EventRow) -> WireEvent:
+    """Return a stored row in the form that the bus carries, without reading its payload: it is JSON already."""
+    seq, event_id, event_type, timestamp_ms, payload, metadata, _ = row
+    data = (
+        f'{{"event_id":{_quoted(event_id)},"event_type":{_quoted(event_type)},"seq":{seq},'
+        f'"timestamp":{timestamp_ms},"source_service":"{room}","payload":{payload},"metadata":{metadata}}}'
+    )
+    return WireEvent(seq, event_type, data.encode())

@@ -12,24 +12,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final
 
 from trading.adapters.sql.plan import Waiting, Work, append_events, group_steps, sift, wanted_keys
 from trading.adapters.sql.reader import SqlReader
 from trading.adapters.sql.signing_heads import HeadSigner
 from trading.adapters.sql.store import ConstraintBroken, Store
-from trading.adapters.sql.stored import EventRow, genesis
+from trading.adapters.sql.stored import EventRow, genesis, wire_row
 from trading.adapters.sql.tables import Shape, Values
 from trading.domain.errors import LeaseLost, LedgerError, LedgerUnavailable
 from trading.domain.events import EventEnvelope
 from trading.ports.clock import Clock, IdFactory
-from trading.ports.ledger import Row, Unit
+from trading.ports.ledger import Row, Unit, WireEvent
 
 _log = logging.getLogger(__name__)
 
 _BATCH_MAX: Final = 512
 _WAITING_MAX: Final = 20_000
+_NEWEST_KEPT: Final = 1_024  # committed rows that the relay need not read again, some 4 MB
 
 
 class SqlLedger:
@@ -68,6 +71,7 @@ class SqlLedger:
         self._seq, self._hash = head[0], head[1] or genesis(room)
         self._waiting: list[Waiting] = []
         self._pump: asyncio.Task[None] | None = None
+        self._newest: deque[EventRow] = deque(maxlen=_NEWEST_KEPT)
         self._uncertain: list[EventRow] | None = None
         self._lost: LeaseLost | None = None
         self._closed = False
@@ -225,10 +229,22 @@ class SqlLedger:
         if events:
             self._seq, self._hash = events[-1][0], events[-1][6]
             self._heads.extend([row[6] for row in events])
+            self._newest.extend(events)
 
     async def events_after(self, seq: int, *, limit: int = 1000) -> list[EventEnvelope]:
         """Return at most ``limit`` events with a greater sequence, in order."""
         return await self._reader.events_after(seq, limit=limit)
+
+    async def wire_after(self, seq: int, *, limit: int) -> list[WireEvent]:
+        """Return at most ``limit`` events with a greater sequence, in order, in their wire form.
+
+        What this writer has committed lately is given from memory: the relay is seldom further behind.
+        """
+        newest = self._newest
+        if newest and newest[0][0] <= seq + 1 <= self._seq:
+            first = seq + 1 - newest[0][0]
+            return [wire_row(self._room, row) for row in islice(newest, first, first + limit)]
+        return await self._reader.wire_after(seq, limit=limit)
 
     async def last_seq(self) -> int:
         """Return the sequence of the newest committed event, 0 for an empty ledger."""
