@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from grekko.cli import app
 from grekko.doctor import configuration
 from grekko.processes import ROOM_MODULES, Room, running
 from grekko.supervisor import supervise
@@ -75,6 +77,14 @@ def test_a_wrong_room_names_the_right_ones(tmp_path: Path) -> None:
     status, said = grekko(tmp_path / "home", "serve", "nowhere")
     assert status == 78
     assert "use one of: market, risk, execution" in said
+
+
+def test_the_first_page_names_every_command() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    table = readme.partition("## The command line")[2].partition("\n## ")[0]
+    commands = typer.main.get_group(app)
+    missing = [name for name in commands.commands if f"`{name}" not in table and f"`grekko {name}" not in table]
+    assert missing == []
 
 
 def test_an_empty_desk_says_so(tmp_path: Path) -> None:
