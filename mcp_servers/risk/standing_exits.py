@@ -140,6 +140,9 @@ class StandingExits:
     def _sign(
         self, frame: Frame, instrument_id: InstrumentId, terms: ExitTerms
     ) -> tuple[StandingExit, str, dict[str, object]]:
+        held = self.current(instrument_id)
+        # Execution takes no exit that is not later than the one it holds, also after this clock was set back.
+        issued_ms = frame.now_ms if held is None else max(frame.now_ms, held.issued_ms + 1)
         item = StandingExit(
             exit_id=ApprovalId(self._ids.new_id()),
             account_id=frame.portfolio.account_id,
@@ -148,7 +151,7 @@ class StandingExits:
             symbol=instrument_id.symbol,
             terms=terms,
             policy_version=frame.policy.version,
-            issued_ms=frame.now_ms,
+            issued_ms=issued_ms,
             key_id=self._signer.key_id,
         )
         envelope = seal(codec.canonical(item), STANDING_EXIT_PAYLOAD_TYPE, self._signer).to_json()

@@ -127,6 +127,14 @@ async def test_a_tighter_plan_is_signed_at_the_next_start_and_a_looser_one_is_no
     assert len(signed(desk)) == 2
 
 
+async def test_a_tighter_exit_is_later_than_the_one_it_replaces_also_within_one_millisecond() -> None:
+    desk = await holding()
+    tight = wide_limits(symbols={BTC_USDT: wide_symbol(protection=ProtectionLimits(stop_bps=D(200)))})
+    await desk.restart(limits=tight)
+    first, second = signed(desk)
+    assert (second.terms.plan.stop_bps, second.issued_ms) == (D(200), first.issued_ms + 1)
+
+
 async def test_a_position_whose_symbol_was_taken_off_the_limits_keeps_its_plan_and_its_exit() -> None:
     own = wide_symbol(protection=ProtectionLimits(stop_bps=D(200)))
     desk = await holding(limits=wide_limits(symbols={BTC_USDT: own}))
