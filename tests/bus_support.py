@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from trading.adapters.config import DeskHome, DeskSettings
 from trading.adapters.embedded_redis import BusSettings, EmbeddedRedis
@@ -18,6 +19,8 @@ from trading.testing.ledger import InMemoryLedger
 
 BUNDLED = BusSettings(prefer_bundled=True, watch_ms=20)
 DESK = "desk"
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -67,8 +70,8 @@ async def eventually(condition: Callable[[], bool], *, timeout_s: float = 10) ->
             await asyncio.sleep(0.002)
 
 
-async def take(events: AsyncIterator[EventEnvelope], count: int, *, timeout_s: float = 10) -> list[EventEnvelope]:
-    """Return the next ``count`` events."""
+async def take(events: AsyncIterator[T], count: int, *, timeout_s: float = 10) -> list[T]:
+    """Return the next ``count`` events, or whatever else it yields."""
     async with asyncio.timeout(timeout_s):
         return [await anext(events) for _ in range(count)]
 

@@ -277,7 +277,7 @@ def _loops(
     ]
     wakeups = None
     if redis is not None:
-        wakeups = RedisSubscriber(redis, desk.desk).subscribe((Category.RISK,))
+        wakeups = RedisSubscriber(redis, desk.desk).wakeups((Category.RISK,))
         relay = OutboxRelay(wiring.ledger, RedisPublisher(redis, desk.desk), RedisCursor(redis, desk.desk, "execution"))
         loops += [
             background.hear_risk(service, redis, desk.key("risk", "heartbeat")),

@@ -131,7 +131,7 @@ async def open_risk(
                 notify_url=risk.notify_url,
                 bars=ArchiveCloses(candles),
                 score_model=risk.score_model,
-                wakeups=RedisSubscriber(redis, desk.desk).subscribe((Category.TRADING,)),
+                wakeups=RedisSubscriber(redis, desk.desk).wakeups((Category.TRADING,)),
             )
         )
         await service.start()

@@ -302,3 +302,16 @@ async def test_killing_the_server_again_and_again_loses_no_ledger_fact(desk: Des
         while len(held) < total:
             held.add((await anext(entries)).seq)
     assert held == set(range(1, total + 1))
+
+
+async def test_wakeups_count_what_came_even_if_it_cannot_be_read_and_survive_an_outage(desk: Desk):
+    publisher = RedisPublisher(desk.redis, DESK)
+    subscriber = RedisSubscriber(desk.proxied, DESK, start="0", block_ms=20)
+    wakeups = subscriber.wakeups((COORDINATION,))
+    await publisher.publish([envelope(1), envelope(2, ALARM), envelope(3)])
+    assert await take(wakeups, 1) == [2]  # the alarm is of another category
+    await call(desk.redis, "XADD", events_key(DESK, COORDINATION), "*", "e", "no event")
+    assert await take(wakeups, 1) == [1]
+    desk.proxy.cut()
+    await publisher.publish([envelope(4)])
+    assert await take(wakeups, 1) == [1]

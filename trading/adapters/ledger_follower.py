@@ -27,7 +27,7 @@ class LedgerFollower:
 
     ::
 
-        follower = LedgerFollower(reader, wakeups=subscriber.subscribe((Category.RISK,)))
+        follower = LedgerFollower(reader, wakeups=subscriber.wakeups((Category.RISK,)))
         async for events in follower: ...
 
     Args:

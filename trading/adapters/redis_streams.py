@@ -132,6 +132,18 @@ class RedisSubscriber:
 
     async def subscribe(self, categories: tuple[Category, ...]) -> AsyncIterator[EventEnvelope]:
         """Yield events as they are published, for ever; entries that cannot be read are logged and skipped."""
+        async for entries in self._arrivals(categories):
+            for entry_id, fields in entries:
+                event = _event_of(fields, entry_id)
+                if event is not None:
+                    yield event
+
+    async def wakeups(self, categories: tuple[Category, ...]) -> AsyncIterator[int]:
+        """Yield how many entries have come whenever some have, unread: for a follower, who believes only the ledger."""
+        async for entries in self._arrivals(categories):
+            yield len(entries)
+
+    async def _arrivals(self, categories: tuple[Category, ...]) -> AsyncIterator[list[Entry]]:
         keys = [events_key(self._desk, category) for category in categories]
         cursors: dict[bytes, bytes] = {}
         failures = 0
@@ -147,11 +159,9 @@ class RedisSubscriber:
                 await asyncio.sleep(backoff_s(failures))
                 failures += 1
                 continue
-            for key, entry_id, fields in entries:
-                cursors[key] = entry_id
-                event = _event_of(fields, entry_id)
-                if event is not None:
-                    yield event
+            for key, found in entries:
+                cursors[key] = found[-1][0]
+                yield found
 
     async def _cursors(self, keys: list[str]) -> dict[bytes, bytes]:
         # "$" is resolved once: repeated after a reconnect it would skip what was published in between.
@@ -164,7 +174,7 @@ class RedisSubscriber:
             cursors[key.encode()] = newest[0][0] if newest else b"0-0"
         return cursors
 
-    async def _read(self, cursors: dict[bytes, bytes]) -> list[tuple[bytes, bytes, dict[bytes, bytes]]]:
+    async def _read(self, cursors: dict[bytes, bytes]) -> list[tuple[bytes, list[Entry]]]:
         async with asyncio.timeout(self._block_ms / 1000 + _CALL_TIMEOUT_S):
             reply = await call(
                 self._redis,
@@ -172,7 +182,7 @@ class RedisSubscriber:
                 *cursors.keys(),
                 *cursors.values(),
             )
-        return [(key, entry_id, fields) for key, entries in streams_of(reply) for entry_id, fields in entries]
+        return list(streams_of(reply))
 
 
 def streams_of(reply: Any) -> Iterator[tuple[bytes, list[Entry]]]:
