@@ -77,6 +77,16 @@ async def test_order_over_the_human_bound_waits_and_reserves_nothing() -> None:
     assert (await desk.ask(order(amount="0.01"))).approved
 
 
+async def test_a_check_says_that_the_order_would_wait_and_not_that_it_would_be_denied() -> None:
+    desk = await desk_of()
+    report = desk.risk.check_order(order(amount="0.02"))
+    assert [item.rule for item in report.results if not item.passed] == [Rule.AUTHORITY]
+    assert "waits for the operator" in next(item.message for item in report.results if not item.passed)
+    strict = await desk_of(authority="denied")
+    denied = strict.risk.check_order(order(amount="0.02"))
+    assert not any("waits" in item.message for item in denied.results)
+
+
 async def test_yes_judges_again_and_signs_for_a_short_time() -> None:
     desk = await desk_of()
     item = waiting(await desk.ask(order(amount="0.02"), request_id="r"))

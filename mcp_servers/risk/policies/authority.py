@@ -107,6 +107,8 @@ def _lacking(c: OrderContext, needs: Needs) -> RuleResult:
         limit = limits.unattended_notional_max
     else:
         limit = None
+    # A check says no where a request would wait: it must say so, or nobody would ask the person.
+    waits = "; asked for, it waits for the operator" if c.explain and lacks_only_a_person(c) else ""
     if limit is not None and notional is not None and notional > limit:
-        return c.refuse(Rule.AUTHORITY, limit, notional, f"above this much quote it {_WHO[needs]}")
-    return c.refuse(Rule.AUTHORITY, needs.value, "a decision" if c.decided else "neither", _WHO[needs])
+        return c.refuse(Rule.AUTHORITY, limit, notional, f"above this much quote it {_WHO[needs]}{waits}")
+    return c.refuse(Rule.AUTHORITY, needs.value, "a decision" if c.decided else "neither", _WHO[needs] + waits)
