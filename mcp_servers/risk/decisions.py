@@ -287,7 +287,7 @@ def uncovered(proposal: TradeProposal, orders: Sequence[OrderIntent]) -> str:
 
 
 def _differs(wanted: OrderIntent, order: OrderIntent) -> str:
-    for name in ("account_id", "symbol", "side", "order_type", "stop_price", "post_only"):
+    for name in ("account_id", "symbol", "side", "order_type", "time_in_force", "stop_price", "post_only"):
         if getattr(wanted, name) != getattr(order, name):
             return f"{name} differs from the proposal"
     if wanted.reduce_only and not order.reduce_only:

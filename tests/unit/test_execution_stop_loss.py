@@ -134,6 +134,17 @@ async def test_the_level_of_the_day_is_kept_over_a_restart_and_renewed_at_midnig
     assert desk.stops.day.lost_pct == 0
 
 
+async def test_a_clock_set_back_over_midnight_does_not_forget_what_the_day_has_lost() -> None:
+    desk = await GuardedDesk().start()
+    day, now_ms = desk.stops.day, desk.clock.now_ms()
+    midnight_ms = (now_ms // DAY_MS + 1) * DAY_MS
+    await day.observe(D(1_000), midnight_ms)
+    await day.observe(D(900), midnight_ms - 1)
+    assert day.lost_pct == 10
+    await day.observe(D(890), midnight_ms)
+    assert day.lost_pct == 11
+
+
 async def test_a_short_position_is_bought_back() -> None:
     desk = await GuardedDesk(native=True).start()
     await desk.order(await desk.issue(side=Side.SELL, quantity="0.3", limit_price="60000"))

@@ -16,7 +16,7 @@ from trading.adapters.signing import Ed25519Verifier, digest, seal
 from trading.domain.approvals import DECISION_PAYLOAD_TYPE, PROPOSAL_PAYLOAD_TYPE, VOTE_PAYLOAD_TYPE
 from trading.domain.identifiers import AgentId, DecisionId, ProposalId
 from trading.domain.market_data import Side
-from trading.domain.proposals import Mode, OrderIntent, OrderType, TradeClass, TradeProposal
+from trading.domain.proposals import Mode, OrderIntent, OrderType, TimeInForce, TradeClass, TradeProposal
 from trading.domain.voting import Choice, Decision, Outcome, QuorumPolicy, Role, Roster, RosterMember, Vote, tally
 from trading.ports.ledger import Insert, Unit, Upsert
 from trading.testing.builders import ACCOUNT, BTC_USDT, PAPER
@@ -315,8 +315,9 @@ async def test_desk_without_pinned_keys_accepts_no_decision() -> None:
         [order(amount="0.05", side=Side.SELL)],
         [market("0.05")],
         [order(amount="0.05", post_only=True, limit_price="59000")],
+        [order(amount="0.05", time_in_force=TimeInForce.IOC)],
     ],
-    ids=["larger", "larger together", "worse price", "other side", "other type", "post-only"],
+    ids=["larger", "larger together", "worse price", "other side", "other type", "post-only", "other time in force"],
 )
 async def test_order_that_the_proposal_does_not_cover_is_denied(children: list[Any]) -> None:
     vote = await bundle()

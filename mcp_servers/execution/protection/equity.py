@@ -32,7 +32,7 @@ class EquityDay:
 
     def is_over(self, now_ms: int) -> bool:
         """Return whether a new day has begun that has no level yet."""
-        return now_ms // _DAY_MS != self._day
+        return now_ms // _DAY_MS > self._day
 
     async def observe(self, equity: Decimal | None, now_ms: int) -> None:
         """Take the account's worth in quote, None when it cannot be valued now: then nothing is known to be lost.
@@ -44,7 +44,8 @@ class EquityDay:
         if equity is None:
             self.lost_pct = None
             return
-        if day != self._day or self._level is None:
+        # A clock that is set back over midnight begins no new day: the loss of this one would be forgotten.
+        if day > self._day or self._level is None:
             self._day, self._level = day, quantize_nearest(equity, 8)
             row = {"account_id": self._account_id, "day": day, "equity": self._level, "taken_ms": now_ms}
             await self._ledger.commit(Unit(writes=(Upsert("equity_days", row),)))
