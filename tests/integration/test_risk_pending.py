@@ -58,7 +58,7 @@ async def test_model_asks_polls_and_gets_the_approval_that_the_person_gave(way: 
         check = await call(client, "risk_check_order", **LIMIT)
         failed = [rule for rule in check["rules"] if not rule["passed"]]
         assert [(rule["rule"], rule["message"]) for rule in failed] == [
-            ("AUTHORITY", "needs the operator's word; a vote is not enough")
+            ("AUTHORITY", "needs the operator's word; a vote is not enough; asked for, it waits for the operator")
         ]
         got = await call(client, "risk_request_approval", request_id="r", orders=[LIMIT, {**LIMIT, "amount": "0.02"}])
         assert (got["approved"], got["denied"], got["approval_ids"]) == (0, 0, [])
