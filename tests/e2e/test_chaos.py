@@ -27,7 +27,7 @@ async def test_thirty_kills_leave_no_order_doubled_lost_or_unproven() -> None:
         await desk.start(*RUN)
         await desk.wait_until_up()
         for number in range(KILLS):
-            await asyncio.sleep(chance.uniform(0.1, 1.5))  # the random moment is the subject
+            await asyncio.sleep(chance.uniform(0.1, 0.6))  # the random moment is the subject
             await kill(desk, chance.choice(VICTIMS))
             await desk.wait_until_up()
             if number % 10 == 9:
